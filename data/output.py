@@ -1,0 +1,117 @@
+"""Where output goes: whole files under final names, or nothing; a numbered manifest says what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from data.statistics import is_list
+from data.table import open_filesystem
+
+ROWS_PER_GROUP = 65_536
+SUCCESS = "_SUCCESS"
+MANIFESTS = "_manifests"
+STAGING = "_staging"
+
+
+class OutputError(RuntimeError):
+    """The output cannot be written, or holds something else than this job's output."""
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder on some filesystem that receives whole Parquet files. Names with a leading _ are hidden from readers."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @staticmethod
+    def open(path: str) -> OutputFolder:
+        filesystem, below = open_filesystem(path)
+        return OutputFolder(filesystem, below)
+
+    def below(self, name: str) -> OutputFolder:
+        return OutputFolder(self.filesystem, f"{self.path}/{name}")
+
+    def prepare(self) -> None:
+        """Makes the folder and proves that it can be written. Raises OutputError."""
+        try:
+            self.filesystem.create_dir(f"{self.path}/{STAGING}", recursive=True)
+            with self.filesystem.open_output_stream(f"{self.path}/{STAGING}/probe") as stream:
+                stream.write(b"probe")
+            self.filesystem.delete_file(f"{self.path}/{STAGING}/probe")
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error}") from error
+
+    def write_table(self, name: str, table: pa.Table, attempt: str) -> None:
+        """Writes a Parquet file under its final name, or not at all: it is staged beside and renamed when complete.
+
+        Float lists are not dictionary-encoded, which is slower and no smaller. Raises OutputError.
+        """
+        staged, final = f"{self.path}/{STAGING}/{name}.{attempt}", f"{self.path}/{name}"
+        plain = [field.name for field in table.schema if not is_list(field.type)]
+        try:
+            with self.filesystem.open_output_stream(staged) as stream:
+                pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, use_dictionary=plain, compression="zstd")
+            self.filesystem.move(staged, final)
+        except OSError as error:
+            raise OutputError(f"{final}: cannot be written: {error}") from error
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """Returns the manifests in the order in which they were put."""
+        selector = fs.FileSelector(f"{self.path}/{MANIFESTS}", allow_not_found=True)
+        names = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
+        return [json.loads(self.filesystem.open_input_file(name).read()) for name in names]
+
+    def put_manifest(self, manifest: Mapping[str, Any], number: int) -> str:
+        """Writes the manifest under the next number and marks the folder complete; returns its path. Raises OutputError."""
+        path = f"{self.path}/{MANIFESTS}/{number:06d}.json"
+        content = json.dumps(manifest, indent=1).encode()
+        try:
+            self.filesystem.create_dir(f"{self.path}/{MANIFESTS}", recursive=True)
+            put_if_absent(self.filesystem, path, content)
+            with self.filesystem.open_output_stream(f"{self.path}/{SUCCESS}") as stream:
+                stream.write(json.dumps({"manifest": os.path.basename(path)}).encode())
+            self.filesystem.delete_dir(f"{self.path}/{STAGING}")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error}") from error
+        return path
+
+    def exists(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+
+
+def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file that is not there yet. Raises FileExistsError (an OSError) where another job put it first.
+
+    Local filesystems decide by an exclusive link; object stores, whose puts are whole anyway, by a look just before.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        staged = f"{path}.{os.getpid()}"
+        with open(staged, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(staged, path)
+        finally:
+            os.unlink(staged)
+        return
+    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+        raise FileExistsError(f"{path}: another job put this manifest")
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def output_name(relative_path: str) -> str:
+    """Returns the output file's name: a function of the input's path below its root and of nothing else."""
+    stem = relative_path.rsplit(".", 1)[0]
+    return quote(stem, safe="=, +@()") + ".parquet"

@@ -1,0 +1,280 @@
+"""Likelihoods p(x|z) of one field: modules that turn decoder outputs into distributions over the field's cells.
+
+Shapes: S samples (optional leading dimension), B rows, D cells of the field, C categorical columns, K categories in all.
+Every log-probability is in nats, normalised, per cell. Missing cells hold arbitrary values and are masked by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+# Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
+MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
+
+
+class CellDistribution(Protocol):
+    """A distribution over the cells of one field."""
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        """Returns log p of the stored values [B, D] in nats, [B, D] or [S, B, D]."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected value (for categories: the probabilities' mode), in the field's stored units."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Returns one draw of every cell, in the field's storage."""
+
+
+def standard_normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(values.shape, generator=generator, device=generator.device, dtype=values.dtype).to(values.device)
+
+
+class GaussianCells:
+    """N(location, scale^2) per cell."""
+
+    def __init__(self, location: Tensor, log_scale: Tensor) -> None:
+        self.location, self.log_scale = location, log_scale
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        standardised = (values - self.location) * torch.exp(-self.log_scale)
+        return -0.5 * standardised.square() - self.log_scale - LOG_SQRT_2PI
+
+    @property
+    def mean(self) -> Tensor:
+        return self.location
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.location + self.log_scale.exp() * standard_normal_like(self.location, generator)
+
+
+class Likelihood(nn.Module):
+    """What the model asks of a field's likelihood: its sizes, its encoder features and a distribution."""
+
+    size: int  # cells
+    num_features: int  # encoder inputs
+    num_outputs: int  # decoder outputs
+
+    def features(self, values: Tensor) -> Tensor:
+        """Returns encoder features [B, num_features] of stored values [B, D] without missing cells."""
+        return values
+
+    def cell_of_feature(self) -> Tensor:
+        """Returns the cell that each feature comes from, [num_features]."""
+        return torch.arange(self.size)
+
+    def forward(self, outputs: Tensor) -> CellDistribution:
+        """Returns the distribution that decoder outputs [.., B, num_outputs] name."""
+        raise NotImplementedError
+
+
+class Gaussian(Likelihood):
+    """Gaussian cells whose variance is learned: one per cell, or one for the whole field (`shared_scale`)."""
+
+    def __init__(self, size: int, shared_scale: bool = False) -> None:
+        super().__init__()
+        self.size = self.num_features = self.num_outputs = size
+        self.log_scale = nn.Parameter(torch.zeros(1 if shared_scale else size))
+
+    def forward(self, outputs: Tensor) -> GaussianCells:
+        return GaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
+
+
+# In standard deviations: beyond every cell, yet log Phi(-TAIL) is finite and its exp is 0 in any precision.
+TAIL = 1e6
+# Below this width (in standard deviations) the difference of two log Phi cancels.
+NARROW = 0.01
+
+
+def log_normal_mass(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
+    """Returns log(Phi(middle + half_width) - Phi(middle - half_width)); at_lower and at_upper extend the interval to infinity.
+
+    Both ends are mirrored into the lower tail, where log Phi keeps its precision. A narrow interval has the mass
+    phi(middle) * 2 * half_width * sinh(u)/u with u = middle * half_width, whose relative error is under half_width^2 / 6.
+    """
+    lower = torch.where(at_lower, -TAIL, middle - half_width)
+    upper = torch.where(at_upper, TAIL, middle + half_width)
+    flip = lower + upper > 0
+    log_b = torch.special.log_ndtr(torch.where(flip, -lower, upper))
+    log_a = torch.special.log_ndtr(torch.where(flip, -upper, lower))
+    wide = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-6)))
+    small = half_width.clamp(max=0.5 * NARROW)
+    twice_u = (2 * middle * small).abs().clamp(min=1e-4)
+    log_sinhc = 0.5 * twice_u + torch.log(-torch.expm1(-twice_u)) - torch.log(twice_u)
+    narrow = -0.5 * middle.square() - LOG_SQRT_2PI + torch.log(2 * small) + log_sinhc
+    return torch.where((half_width < 0.5 * NARROW) & ~at_lower & ~at_upper, narrow, wide)
+
+
+class DiscretisedGaussianCells:
+    """The Gaussian mass of [value - half_width, value + half_width]; at the ends of the range, of the whole tail."""
+
+    def __init__(self, location: Tensor, log_scale: Tensor, field: DiscretisedGaussian) -> None:
+        self.location, self.log_scale, self.field = location, log_scale, field
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        field = self.field
+        y = field.features(values)
+        inverse_scale = torch.exp(-self.log_scale)
+        return log_normal_mass(
+            (y - self.location) * inverse_scale,
+            field.half_width * inverse_scale,
+            y < field.lower + field.half_width,
+            y > field.upper - field.half_width,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        return self.field.to_storage(self.location)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        y = self.location + self.log_scale.exp() * standard_normal_like(self.location, generator)
+        return self.field.to_storage(y)
+
+
+class DiscretisedGaussian(Likelihood):
+    """Integers under a Gaussian: each has the mass of its unit interval, the ends of the range the whole tails.
+
+    Cells are stored either standardised (float32; center 0, scale 1) or as they are (uint8 pixels; center and scale
+    standardise them here, on the device). half_width, lower and upper are in standardised units, per cell or shared.
+    """
+
+    half_width: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        half_width: Sequence[float],
+        lower: Sequence[float],
+        upper: Sequence[float],
+        center: float = 0.0,
+        scale: float = 1.0,
+        storage: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.size = self.num_features = self.num_outputs = size
+        self.center, self.scale, self.storage = center, scale, getattr(torch, storage)
+        for name, numbers in (("half_width", half_width), ("lower", lower), ("upper", upper)):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32), persistent=False)
+        self.log_scale = nn.Parameter(torch.zeros(size))
+
+    def features(self, values: Tensor) -> Tensor:
+        if values.is_floating_point():
+            return values
+        return (values.to(self.half_width.dtype) - self.center) / self.scale
+
+    def to_storage(self, y: Tensor) -> Tensor:
+        """Returns standardised numbers as stored cells; numbers stored as integers are rounded and kept in range."""
+        y = torch.minimum(torch.maximum(y, self.lower), self.upper)
+        return y if self.storage.is_floating_point else (y * self.scale + self.center).round().to(self.storage)
+
+    def forward(self, outputs: Tensor) -> DiscretisedGaussianCells:
+        return DiscretisedGaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), self)
+
+
+class BernoulliCells:
+    """Cells in {0, 1} with log-odds `logits`."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        return -F.softplus((1 - 2 * values.to(self.logits.dtype)) * self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(self.logits.shape, generator=generator, device=generator.device).to(self.logits.device)
+        return (uniform < torch.sigmoid(self.logits)).to(torch.int32)
+
+
+class Bernoulli(Likelihood):
+    """Boolean cells, stored as 0 or 1."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = self.num_features = self.num_outputs = size
+
+    def features(self, values: Tensor) -> Tensor:
+        return 2.0 * values - 1.0
+
+    def forward(self, outputs: Tensor) -> BernoulliCells:
+        return BernoulliCells(outputs)
+
+
+class CategoricalCells:
+    """One categorical distribution per column; `logits` [.., B, K] holds the columns' scores side by side."""
+
+    def __init__(self, logits: Tensor, field: Categorical) -> None:
+        self.logits, self.field = logits, field
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        index = (values.to(torch.int64) + self.field.offsets).expand(*self.logits.shape[:-1], -1)
+        return self.logits.gather(-1, index) - self.log_normaliser()
+
+    def log_normaliser(self) -> Tensor:
+        """Returns log sum exp of each column's scores, [.., B, C], all columns in one pass."""
+        column_of = self.field.column_of.expand_as(self.logits)
+        empty = self.logits.new_full((*self.logits.shape[:-1], len(self.field.sizes)), -torch.inf)
+        highest = empty.scatter_reduce(-1, column_of, self.logits.detach(), "amax")
+        weights = torch.exp(self.logits - highest.gather(-1, column_of))
+        return highest + torch.log(weights @ self.field.membership)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._argmax(self.logits)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Gumbel-max: the argmax of scores plus Gumbel noise is a draw from the softmax."""
+        uniform = torch.rand(self.logits.shape, generator=generator, device=generator.device).to(self.logits.device)
+        gumbel = -torch.log((-torch.log(uniform.clamp(min=1e-30))).clamp(min=1e-30))
+        return self._argmax(self.logits + gumbel)
+
+    def _argmax(self, scores: Tensor) -> Tensor:
+        return torch.stack([s.argmax(-1) for s in scores.split(self.field.sizes, -1)], -1).to(torch.int32)
+
+
+class Categorical(Likelihood):
+    """Columns of categories, stored as codes 0..size-1; `sizes` counts each column's categories."""
+
+    offsets: Tensor
+    column_of: Tensor
+    membership: Tensor
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.size = len(self.sizes)
+        self.num_features = self.num_outputs = sum(self.sizes)
+        column_of = torch.repeat_interleave(torch.arange(self.size), torch.tensor(self.sizes))
+        self.register_buffer("column_of", column_of, persistent=False)
+        self.register_buffer("offsets", torch.tensor(self.sizes).cumsum(0) - torch.tensor(self.sizes), persistent=False)
+        self.register_buffer("membership", F.one_hot(column_of, self.size).float(), persistent=False)
+
+    def features(self, values: Tensor) -> Tensor:
+        one_hot = self.membership.new_zeros(values.shape[0], self.num_features)
+        return one_hot.scatter_(1, values.to(torch.int64) + self.offsets, 1.0)
+
+    def forward(self, outputs: Tensor) -> CategoricalCells:
+        return CategoricalCells(outputs, self)
+
+    def cell_of_feature(self) -> Tensor:
+        return self.column_of
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "gaussian": Gaussian,
+    "discretised_gaussian": DiscretisedGaussian,
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+}

@@ -1,0 +1,60 @@
+"""Rows as the model takes them: one tensor of values and one of validity per field.
+
+A field is a group of columns that share a likelihood. Shapes: B rows, D cells of a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VALID_SUFFIX = ".valid"
+LOG_JACOBIAN = "log_jacobian"
+
+
+class Rows(NamedTuple):
+    """A batch of rows.
+
+    values: field name -> [B, D], in the field's own storage (float32 standardised values, integer codes, uint8 pixels).
+    valid: field name -> bool, [B, D], or [B, 1] where a row's cells are there or missing together.
+    log_jacobian: [B], the sum of log |dy/dx| over the observed standardised cells y of data x; adding it to
+        log p(y) gives log p(x) in data units.
+    """
+
+    values: dict[str, Tensor]
+    valid: dict[str, Tensor]
+    log_jacobian: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.log_jacobian.shape[0]
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> Rows:
+        """Returns the rows held by NumPy arrays named FIELD, FIELD.valid and log_jacobian (without a copy on the CPU)."""
+        tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        return Rows(
+            values={n: t for n, t in tensors.items() if n != LOG_JACOBIAN and not n.endswith(VALID_SUFFIX)},
+            valid={n.removesuffix(VALID_SUFFIX): t for n, t in tensors.items() if n.endswith(VALID_SUFFIX)},
+            log_jacobian=tensors[LOG_JACOBIAN],
+        )
+
+    def take(self, index: Tensor) -> Rows:
+        """Returns the rows at `index` [n], gathered."""
+        return Rows(
+            {name: tensor.index_select(0, index) for name, tensor in self.values.items()},
+            {name: tensor.index_select(0, index) for name, tensor in self.valid.items()},
+            self.log_jacobian.index_select(0, index),
+        )
+
+    def slice(self, begin: int, end: int) -> Rows:
+        """Returns rows begin..end-1, as views."""
+        return Rows(
+            {name: tensor[begin:end] for name, tensor in self.values.items()},
+            {name: tensor[begin:end] for name, tensor in self.valid.items()},
+            self.log_jacobian[begin:end],
+        )

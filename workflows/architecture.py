@@ -1,0 +1,53 @@
+"""Which model a table gets: the likelihood of every field, from what its columns are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.encoding import Field, TableEncoding
+from workflows.config import ModelConfig
+
+
+def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
+    """Returns the arguments of vae.VAE for a table, plain JSON."""
+    return {
+        "fields": [model_field(field, encoding) for field in encoding.fields],
+        "latent_dim": model.latent_dim,
+        "hidden_dims": list(model.hidden_dims),
+        "network": model.network,
+        "prior": model.prior,
+    }
+
+
+def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
+    common: dict[str, Any] = {"name": field.name, "valid_size": field.valid_size}
+    columns = field.columns
+    match field.kind:
+        case "numeric":
+            return common | {"likelihood": "gaussian", "size": field.size}
+        case "boolean":
+            return common | {"likelihood": "bernoulli", "size": field.size}
+        case "categorical":
+            return common | {"likelihood": "categorical", "sizes": [len(column.categories) for column in columns]}
+        case "integer":
+            ranges = [standardised_range(encoding.schema.field(c.name).type, np.array(c.mean), c.scale) for c in columns]
+            lower, upper = [float(low[0]) for low, _ in ranges], [float(high[0]) for _, high in ranges]
+            return common | {"likelihood": "discretised_gaussian", "size": field.size, "half_width": [0.5 / c.scale for c in columns], "lower": lower, "upper": upper}
+        case "vector" if not columns[0].integer:
+            return common | {"likelihood": "gaussian", "size": field.size, "shared_scale": True}
+        case _:
+            column = columns[0]
+            element = encoding.schema.field(column.name).type.value_type
+            low, high = standardised_range(element, np.array(column.mean), column.scale)
+            grid = {"half_width": [0.5 / column.scale], "lower": low.tolist(), "upper": high.tolist()}
+            stored = {"center": column.mean[0], "scale": column.scale, "storage": "uint8"} if field.kind == "image" else {}
+            return common | {"likelihood": "discretised_gaussian", "size": field.size} | grid | stored
+
+
+def standardised_range(kind: pa.DataType, mean: np.ndarray[Any, Any], scale: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Returns the ends of an integer type's range in standardised units, one per mean."""
+    bounds = np.iinfo(kind.to_pandas_dtype())
+    return (float(bounds.min) - mean) / scale, (float(bounds.max) - mean) / scale

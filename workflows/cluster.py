@@ -1,0 +1,101 @@
+"""Connecting to Ray, what it has, and what a submitted job must be told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from workflows.config import ClusterConfig, ConfigError
+from workflows.job import ServiceError, logger, stop_on_sigterm
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("vae", "data", "workflows")
+
+
+def is_submitted() -> bool:
+    """Whether this process is a job's entry point on a cluster, in a working directory that goes away with it."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
+    """Connects to the cluster at `address`, to RAY_ADDRESS or the job's own, or starts Ray here; ends what it started.
+
+    Raises ServiceError where no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address or is_submitted():
+            ray.init(address=address or "auto", runtime_env=None if is_submitted() else {"py_modules": [str(ROOT / name) for name in PACKAGES]}, **quiet())
+        else:
+            # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
+            ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    stop_on_sigterm()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> dict[str, object]:
+    return {"log_to_driver": True, "logging_level": "ERROR"}
+
+
+def possible_resources() -> dict[str, float]:
+    """Returns what the cluster has or, where it scales by itself, may come to have, by resource name."""
+    have = ray.cluster_resources()
+    may = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in {*have, *may}}
+
+
+def choose_gpu(config: ClusterConfig) -> bool:
+    """Returns whether workers get a GPU each."""
+    if config.use_gpu != "auto":
+        return config.use_gpu
+    return possible_resources().get("GPU", 0) >= config.num_workers
+
+
+def require_resources(needed: dict[str, float], timeout_s: float) -> None:
+    """Returns when the cluster has what is needed; says so while it waits.
+
+    Raises ServiceError at once where not even a grown cluster could have it, and after timeout_s where it did not come.
+    """
+    possible = possible_resources()
+    short = {name: amount for name, amount in needed.items() if possible.get(name, 0) < amount}
+    if short:
+        raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {describe({n: possible.get(n, 0) for n in needed})}; ask for fewer workers")
+    deadline = time.monotonic() + timeout_s
+    said = 0.0
+    while any(ray.cluster_resources().get(name, 0) < amount for name, amount in needed.items()):
+        if time.monotonic() > deadline:
+            raise ServiceError(f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(ray.cluster_resources())}")
+        if time.monotonic() - said > 30:
+            logger.info("waiting for nodes: %s needed, %s here", describe(needed), describe({n: ray.cluster_resources().get(n, 0) for n in needed}))
+            said = time.monotonic()
+            request_resources(needed)
+        time.sleep(1)
+
+
+def request_resources(needed: dict[str, float]) -> None:
+    from ray.autoscaler.sdk import request_resources as request
+
+    request(bundles=[{name: 1.0} for name, amount in needed.items() for _ in range(int(amount))])
+
+
+def describe(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")) or "nothing"
+
+
+def check_submitted(problems: list[str], submit_line: str) -> None:
+    """Raises ConfigError for defaults that would be lost with a submitted job, all at once, with a line that would work."""
+    if problems:
+        raise ConfigError("this job runs on a cluster, where defaults would be lost with it:\n  " + "\n  ".join(problems) + f"\na complete line:\n  {submit_line}")

@@ -1,0 +1,283 @@
+"""What can be configured: typed, frozen sections. One name is the option, the field, the MLflow parameter and the README word."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be; the message names the key, what was found and what is needed."""
+
+
+def require(condition: bool, key: str, value: object, needed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value!r}; it must be {needed}")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where training runs."""
+
+    address: str | None = None
+    """A running Ray cluster ("auto" or host:port); without it Ray starts in this process, unless RAY_ADDRESS or the job says otherwise."""
+    num_workers: int = 2
+    """Training workers."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """One GPU per worker; auto: when the cluster has, or can start, as many."""
+    cpus_per_worker: int = 1
+    """Logical CPUs, and PyTorch threads, per worker."""
+    start_timeout_s: float = 900.0
+    """Seconds that the job waits for nodes that the cluster can start."""
+
+    def check(self) -> None:
+        require(self.num_workers >= 1, "cluster.num_workers", self.num_workers, "at least 1")
+        require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", self.cpus_per_worker, "at least 1")
+
+
+@dataclass(frozen=True)
+class BatchClusterConfig:
+    """Where the job runs."""
+
+    address: str | None = None
+    """A running Ray cluster ("auto" or host:port); without it Ray starts in this process, unless RAY_ADDRESS or the job says otherwise."""
+    num_actors: int | None = None
+    """Actors that work at once; default: as many as the cluster has CPUs, less one."""
+    start_timeout_s: float = 900.0
+    """Seconds that the job waits for nodes that the cluster can start."""
+
+    def check(self) -> None:
+        require(self.num_actors is None or self.num_actors >= 1, "cluster.num_actors", self.num_actors, "at least 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The table."""
+
+    path: str | list[str]
+    """Parquet file, folder, glob, list of these, or URI (local, s3://, gs://)."""
+    key: str | None = None
+    """The column that identifies a row: it is not modelled, decides the split, and comes back with the embeddings."""
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Overrides by column, e.g. '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}';
+    kinds: numeric boolean categorical vector image ignored."""
+    validation_fraction: float = 0.1
+    """Share of rows, chosen by hash, that only measure; 0 keeps the last epoch's weights."""
+    test_fraction: float = 0.0
+    """Share of rows, chosen by hash, that training never sees."""
+    validation_path: str | list[str] | None = None
+    """A validation table of its own, in place of validation_fraction."""
+    num_logical_shards: int = 8
+    """V: pieces into which the training rows are cut; results do not depend on how many workers share them."""
+    shuffle_window_rows: int = 1_000_000
+    """Rows of a logical shard that are permuted together."""
+
+    def check(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "at least 0 and below 1")
+        total = self.validation_fraction + self.test_fraction
+        require(total < 1, "data.validation_fraction + data.test_fraction", total, "below 1, so that training rows are left")
+        require(self.num_logical_shards >= 1, "data.num_logical_shards", self.num_logical_shards, "at least 1")
+        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows, "at least 1")
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        return (0.0 if self.validation_path else self.validation_fraction, self.test_fraction)
+
+
+@dataclass(frozen=True)
+class BatchDataConfig:
+    """The table."""
+
+    path: str | list[str]
+    """Parquet file, folder, glob, list of these, or URI (local, s3://, gs://)."""
+    key: str | None = None
+    """The column that identifies a row in the output; default: the model's key column, or source_file and source_row without one."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model."""
+
+    latent_dim: int = 16
+    """Latent dimensions."""
+    hidden_dims: list[int] = field(default_factory=lambda: [256, 256])
+    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
+    network: Literal["mlp", "linear"] = "mlp"
+    """mlp: affine maps with ReLU between; linear: one affine map (probabilistic PCA for one vector column)."""
+    prior: Literal["standard"] = "standard"
+    """Prior p(z); standard: N(0, I)."""
+    null_pattern: bool = True
+    """Generated rows have nulls, each column's at its rate in the training rows and independently of the rest; false: none."""
+
+    def check(self) -> None:
+        require(self.latent_dim >= 1, "model.latent_dim", self.latent_dim, "at least 1")
+        sizes = all(size >= 1 for size in self.hidden_dims) and (self.network == "linear" or len(self.hidden_dims) >= 1)
+        require(sizes, "model.hidden_dims", self.hidden_dims, "one or more widths of at least 1")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is optimised."""
+
+    beta: float = 1.0
+    """Weight of the KL in what is optimised; what is reported as ELBO always has 1."""
+    kl_warmup_steps: int = 0
+    """Optimiser steps over which that weight rises from 0."""
+
+    def check(self) -> None:
+        require(self.beta >= 0, "objective.beta", self.beta, "at least 0")
+        require(self.kl_warmup_steps >= 0, "objective.kl_warmup_steps", self.kl_warmup_steps, "at least 0")
+
+    def beta_at(self, step: int) -> float:
+        """Returns the KL's weight at an optimiser step."""
+        return self.beta * min(1.0, (step + 1) / self.kl_warmup_steps) if self.kl_warmup_steps else self.beta
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How it is optimised."""
+
+    epochs: int = 100
+    """Passes over the training rows, at most."""
+    max_steps: int | None = None
+    """Optimiser steps, at most; the epoch in which they end is the last."""
+    global_batch_size: int = 256
+    """Rows of one step over all workers."""
+    learning_rate: float = 1e-3
+    """Adam's step size at its highest."""
+    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    """After a warm-up over 1 % of the steps: cosine falls to zero at the last step, constant stays."""
+    seed: int = 0
+    """Decides initial weights, order and noise."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16 on GPUs that have it."""
+    early_stopping_patience: int = 10
+    """Epochs without a better validation ELBO after which training stops; 0 never stops early."""
+
+    def check(self) -> None:
+        for name in ("epochs", "global_batch_size"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
+        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
+        require(self.seed >= 0, "training.seed", self.seed, "at least 0")
+        require(self.early_stopping_patience >= 0, "training.early_stopping_patience", self.early_stopping_patience, "at least 0")
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Returns the step size at an optimiser step of num_steps."""
+        warmup = max(1, num_steps // 100)
+        rise = min(1.0, (step + 1) / warmup)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps))) if self.learning_rate_schedule == "cosine" else 1.0
+        return self.learning_rate * rise * fall
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run and its checkpoints."""
+
+    storage_path: str = "./runs"
+    """Folder or URI for checkpoints; on several nodes all of them must reach it."""
+    name: str | None = None
+    """The same name continues the same run; without one a new name is made and printed."""
+    shard_memory_bytes: int | None = None
+    """Bytes of rows that a worker may hold; default: half of the cluster's memory, shared by the workers."""
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """Where the run and the model are recorded."""
+
+    tracking_uri: str | None = None
+    """MLflow tracking server or store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
+    experiment: str = "vae"
+    """MLflow experiment of the run."""
+    model_name: str = "vae"
+    """Registered model that gets the new version."""
+
+
+@dataclass(frozen=True)
+class BatchRegistryConfig:
+    """Where the model is found."""
+
+    tracking_uri: str | None = None
+    """MLflow tracking server or store that holds the model; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
+
+
+@dataclass(frozen=True)
+class EncodeOutputConfig:
+    """The embeddings."""
+
+    path: str
+    """Folder for OUTPUT/model_version=N/*.parquet."""
+    columns: list[Literal["mean", "scale", "elbo"]] = field(default_factory=lambda: ["mean", "scale"])
+    """mean: z_mean, scale: z_scale, both fixed_size_list<float>[latent_dim]; elbo: nats per row."""
+
+
+@dataclass(frozen=True)
+class GenerateOutputConfig:
+    """The generated rows."""
+
+    path: str
+    """Folder for the generated Parquet files."""
+    rows_per_file: int = 65_536
+    """Rows of one output file."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a VAE on a Parquet table and register it."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def check(self) -> None:
+        for section in (self.data, self.model, self.objective, self.training, self.cluster):
+            section.check()  # type: ignore[attr-defined]
+        if self.cluster.num_workers > self.data.num_logical_shards:
+            raise ConfigError(
+                f"cluster.num_workers is {self.cluster.num_workers}, data.num_logical_shards is {self.data.num_logical_shards}: a worker "
+                f"owns at least one logical shard; set --data.num_logical_shards {self.cluster.num_workers}, or use fewer workers"
+            )
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Embed every row of a Parquet table with a registered model."""
+
+    model: str
+    """models:/NAME@alias, models:/NAME/VERSION, or a bundle's folder."""
+    data: BatchDataConfig
+    output: EncodeOutputConfig
+    registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
+    cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
+
+    def check(self) -> None:
+        self.cluster.check()
+        require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more of mean, scale, elbo")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generate rows from a registered model."""
+
+    model: str
+    """models:/NAME@alias, models:/NAME/VERSION, or a bundle's folder."""
+    num_rows: int
+    """Rows to generate."""
+    output: GenerateOutputConfig
+    seed: int = 0
+    """The same model, seed and count give the same rows on any cluster."""
+    registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
+    cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
+
+    def check(self) -> None:
+        self.cluster.check()
+        require(self.num_rows >= 1, "num_rows", self.num_rows, "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.output.rows_per_file >= 1, "output.rows_per_file", self.output.rows_per_file, "at least 1")

@@ -1,0 +1,122 @@
+"""What every job shares: command line, streams, signals, exit codes, and the one JSON line at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from data.columns import ColumnOverrideError
+from data.output import OutputError
+from data.table import DataError
+from vae.bundle import BundleError
+from workflows.config import ConfigError
+
+logger = logging.getLogger("vae")
+
+
+class ServiceError(RuntimeError):
+    """A service or the resources asked for are not to be had."""
+
+
+class TryAgain(RuntimeError):
+    """Stopped after saving, or held by another job: the same command goes on later."""
+
+
+class ComputationError(RuntimeError):
+    """The computation itself failed."""
+
+
+EXIT_CODES: list[tuple[type[BaseException], int]] = [
+    (ConfigError, 2),
+    (ColumnOverrideError, 2),
+    (DataError, 65),
+    (ServiceError, 69),
+    (OutputError, 73),
+    (TryAgain, 75),
+    (KeyboardInterrupt, 75),
+    (BundleError, 76),
+    (ComputationError, 1),
+]
+
+
+class Checked(Protocol):
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot be."""
+
+
+Config = TypeVar("Config", bound=Checked)
+
+
+def parse(config_type: type[Config], arguments: list[str] | None = None) -> Config:
+    """Returns the configuration of defaults < --config file < command line; unknown keys and wrong types exit with 2."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    program = os.path.basename(sys.argv[0])
+    usage = f"python workflows/{program} [--config FILE.yaml] [--section.key value ...]   (--help lists every option)"
+    parser = ArgumentParser(prog=program, usage=usage, description=config_type.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(config_type, None)
+    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values.pop("config", None)
+    config = config_type(**values)
+    config.check()
+    return config
+
+
+def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config]) -> NoReturn:
+    """Parses the command line, runs the job and exits with its code; standard output gets nothing but the JSON line."""
+    standard_output = os.fdopen(os.dup(1), "w")
+    show = {"--help", "-h"}.intersection(sys.argv) or any(a.startswith("--print_config") for a in sys.argv)
+    if not show:
+        os.dup2(2, 1)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    try:
+        result = main(parse(config_type))
+    except BaseException as error:  # the border: whatever it was becomes a message and an exit code
+        code = exit_code(error)
+        explain(error, code)
+    else:
+        code = 0
+        print(json.dumps(result, allow_nan=False), file=standard_output, flush=True)
+    flush_and_exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1 if error.code else 0
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def explain(error: BaseException, code: int) -> None:
+    if isinstance(error, SystemExit):
+        return
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped; the same command with the same names goes on from what was saved", file=sys.stderr)
+    elif any(isinstance(error, kind) for kind, _ in EXIT_CODES):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error, file=sys.stderr)
+
+
+def flush_and_exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def stop_on_sigterm() -> None:
+    """Makes SIGTERM what Ctrl-C is. Call after ray.init, which installs a handler of its own."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise TryAgain("stopped by SIGTERM; the same command with the same names goes on from what was saved")
+
+    signal.signal(signal.SIGTERM, stop)
