@@ -56,9 +56,7 @@ class Column:
         return self.size if self.element_nulls else 1
 
 
-def decide_columns(
-    schema: pa.Schema, summary: TableSummary, key: str | None, overrides: Mapping[str, Mapping[str, Any]]
-) -> list[Column]:
+def decide_columns(schema: pa.Schema, summary: TableSummary, key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> list[Column]:
     """Returns one Column per schema field, in its order.
 
     Raises ColumnOverrideError for an override that cannot be, DataError where a column's values are unsuitable (all at once).
@@ -91,7 +89,9 @@ def decide_columns(
 
 def check_override(item: pa.Field, override: Mapping[str, Any]) -> None:
     if set(override) - {"kind", "shape"}:
-        raise ColumnOverrideError(f"data.columns.{item.name}: unknown keys {sorted(set(override) - {'kind', 'shape'})}; known are kind and shape")
+        raise ColumnOverrideError(
+            f"data.columns.{item.name}: unknown keys {sorted(set(override) - {'kind', 'shape'})}; known are kind and shape"
+        )
     kind = override.get("kind")
     if kind is None:
         return
@@ -145,7 +145,12 @@ def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any]) -
 def constant_value(summary: ColumnSummary) -> Any:
     if summary.counts is not None and len(summary.counts) == 1:
         return next(iter(summary.counts))
-    if summary.moments is not None and summary.num_nonfinite == 0 and not summary.sizes and summary.moments.minimum[0] == summary.moments.maximum[0]:
+    if (
+        summary.moments is not None
+        and summary.num_nonfinite == 0
+        and not summary.sizes
+        and summary.moments.minimum[0] == summary.moments.maximum[0]
+    ):
         return float(summary.moments.minimum[0])
     return None
 
@@ -155,7 +160,9 @@ def text_column(name: str, summary: ColumnSummary, nulls: float, said: str | Non
         return Column(name, "ignored", "every value is different: free text, or a key to name by data.key", nulls)
     if summary.counts is None or len(summary.counts) > MAX_CATEGORIES:
         if said:
-            raise ColumnOverrideError(f"data.columns.{name}: more than {MAX_CATEGORIES} different values; at most that many categories are modelled")
+            raise ColumnOverrideError(
+                f"data.columns.{name}: more than {MAX_CATEGORIES} different values; at most that many categories are modelled"
+            )
         return Column(name, "ignored", f"text with more than {MAX_CATEGORIES} different values", nulls)
     return categorical_column(name, summary, nulls, said or f"text with {len(summary.counts)} values")
 
@@ -166,9 +173,13 @@ def integer_column(name: str, summary: ColumnSummary, nulls: float, kind: str | 
         return Column(name, "ignored", "every value is different: a key? then name it by data.key", nulls)
     if kind == "categorical" or (kind is None and few):
         if summary.num_distinct > MAX_CATEGORIES:
-            raise ColumnOverrideError(f"data.columns.{name}: more than {MAX_CATEGORIES} different values; at most that many categories are modelled")
+            raise ColumnOverrideError(
+                f"data.columns.{name}: more than {MAX_CATEGORIES} different values; at most that many categories are modelled"
+            )
         return categorical_column(name, summary, nulls, "named by data.columns" if kind else f"integers with {summary.num_distinct} values")
-    return numeric_column(name, summary, nulls, "named by data.columns" if kind else f"integers with more than {MAX_INTEGER_CATEGORIES} values", integer=True)
+    return numeric_column(
+        name, summary, nulls, "named by data.columns" if kind else f"integers with more than {MAX_INTEGER_CATEGORIES} values", integer=True
+    )
 
 
 def categorical_column(name: str, summary: ColumnSummary, nulls: float, reason: str) -> Column:

@@ -90,7 +90,7 @@ class TableEncoding:
     def check_schema(self, schema: pa.Schema, where: str) -> None:
         """Raises DataError listing every modelled column that is missing or of another type; other columns do not matter."""
         faults = []
-        for name in [*self.modelled, *([self.key] if self.key else [])]:
+        for name in self.modelled:
             expected = self.schema.field(name).type
             if name not in schema.names:
                 faults.append(f"column {name!r} is missing")

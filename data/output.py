@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +18,10 @@ from pyarrow import fs
 from data.statistics import is_list
 from data.table import open_filesystem
 
-ROWS_PER_GROUP = 65_536
 SUCCESS = "_SUCCESS"
 MANIFESTS = "_manifests"
 STAGING = "_staging"
+CLAIM = "_job.json"
 
 
 class OutputError(RuntimeError):
@@ -47,32 +49,70 @@ class OutputFolder:
             self.filesystem.create_dir(f"{self.path}/{STAGING}", recursive=True)
             with self.filesystem.open_output_stream(f"{self.path}/{STAGING}/probe") as stream:
                 stream.write(b"probe")
-            self.filesystem.delete_file(f"{self.path}/{STAGING}/probe")
+            self.filesystem.delete_dir(f"{self.path}/{STAGING}")
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error}") from error
 
-    def write_table(self, name: str, table: pa.Table, attempt: str) -> None:
-        """Writes a Parquet file under its final name, or not at all: it is staged beside and renamed when complete.
+    def claim(self, record: Mapping[str, Any]) -> None:
+        """Marks the folder as this job's, or finds that it is. Raises OutputError where it holds something else."""
+        path = f"{self.path}/{CLAIM}"
+        if self.exists(CLAIM):
+            found = json.loads(self.filesystem.open_input_file(path).read())
+            if found != record:
+                different = [
+                    f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}" for key in record if found.get(key) != record.get(key)
+                ]
+                raise OutputError(f"{self.path}: holds another job's output ({'; '.join(different)}); choose another output.path")
+            return
+        foreign = [info.base_name for info in self._list() if info.base_name.endswith(".parquet")]
+        if foreign:
+            raise OutputError(f"{self.path}: holds Parquet files that no job of ours wrote ({foreign[0]}); choose an empty output.path")
+        self.prepare()
+        try:
+            put_if_absent(self.filesystem, path, json.dumps(record).encode())
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error}") from error
+
+    def _list(self) -> list[fs.FileInfo]:
+        return list(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
+
+    @contextmanager
+    def staged(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Gives a Parquet writer; its file appears under its final name when the block ends well, and not at all otherwise.
 
         Float lists are not dictionary-encoded, which is slower and no smaller. Raises OutputError.
         """
-        staged, final = f"{self.path}/{STAGING}/{name}.{attempt}", f"{self.path}/{name}"
-        plain = [field.name for field in table.schema if not is_list(field.type)]
+        staged, final = f"{self.path}/{STAGING}/{name}.{uuid.uuid4().hex[:8]}", f"{self.path}/{name}"
+        plain = [field.name for field in schema if not is_list(field.type)]
         try:
-            with self.filesystem.open_output_stream(staged) as stream:
-                pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, use_dictionary=plain, compression="zstd")
+            self.filesystem.create_dir(f"{self.path}/{STAGING}", recursive=True)
+            with (
+                self.filesystem.open_output_stream(staged) as stream,
+                pq.ParquetWriter(stream, schema, use_dictionary=plain, compression="zstd") as writer,
+            ):
+                yield writer
             self.filesystem.move(staged, final)
         except OSError as error:
             raise OutputError(f"{final}: cannot be written: {error}") from error
 
     def manifests(self) -> list[dict[str, Any]]:
         """Returns the manifests in the order in which they were put."""
+        return [json.loads(self.filesystem.open_input_file(path).read()) for path in self._manifest_paths()]
+
+    def _manifest_paths(self) -> list[str]:
         selector = fs.FileSelector(f"{self.path}/{MANIFESTS}", allow_not_found=True)
-        names = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
-        return [json.loads(self.filesystem.open_input_file(name).read()) for name in names]
+        return sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
+
+    def last_manifest(self) -> str | None:
+        """Returns the newest manifest's path, None where there is none."""
+        names = self._manifest_paths()
+        return names[-1] if names else None
 
     def put_manifest(self, manifest: Mapping[str, Any], number: int) -> str:
-        """Writes the manifest under the next number and marks the folder complete; returns its path. Raises OutputError."""
+        """Writes the manifest under its number and marks the folder complete; returns its path.
+
+        Raises FileExistsError where another job put that number first, OutputError where it cannot be written.
+        """
         path = f"{self.path}/{MANIFESTS}/{number:06d}.json"
         content = json.dumps(manifest, indent=1).encode()
         try:
@@ -80,7 +120,10 @@ class OutputFolder:
             put_if_absent(self.filesystem, path, content)
             with self.filesystem.open_output_stream(f"{self.path}/{SUCCESS}") as stream:
                 stream.write(json.dumps({"manifest": os.path.basename(path)}).encode())
-            self.filesystem.delete_dir(f"{self.path}/{STAGING}")
+            if self.filesystem.get_file_info(f"{self.path}/{STAGING}").type == fs.FileType.Directory:
+                self.filesystem.delete_dir(f"{self.path}/{STAGING}")
+        except FileExistsError:
+            raise
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error}") from error
         return path

@@ -105,7 +105,9 @@ class Reading:
     targets: tuple[tuple[int, int, int, int], ...]
 
 
-def readings(groups: Sequence[RowGroup], counts: Integers, sides: Sequence[int], num_shards: int, rank: int, num_workers: int) -> list[Reading]:
+def readings(
+    groups: Sequence[RowGroup], counts: Integers, sides: Sequence[int], num_shards: int, rank: int, num_workers: int
+) -> list[Reading]:
     """Returns what a worker reads to hold its logical shards; counts [groups, 3] are the groups' rows per side."""
     starts = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), counts.cumsum(0)])
     targets: dict[int, list[tuple[int, int, int, int]]] = {}

@@ -43,7 +43,12 @@ def scan(table: Table, key: str | None, fractions: tuple[float, float], only_row
 
 
 def summarise_groups(
-    filesystem: fs.FileSystem, groups: Sequence[RowGroup], columns: list[str], names: list[str], key: str | None, fractions: tuple[float, float]
+    filesystem: fs.FileSystem,
+    groups: Sequence[RowGroup],
+    columns: list[str],
+    names: list[str],
+    key: str | None,
+    fractions: tuple[float, float],
 ) -> list[TableSummary]:
     """Returns one leaf per row group."""
     return [summarise_group(filesystem, group, columns, names, key, fractions) for group in groups]

@@ -41,13 +41,13 @@ def bytes_per_row(encoding: TableEncoding) -> int:
     return sum(np.dtype(dtype).itemsize * max(width, 1) for dtype, width in layout(encoding).values())
 
 
-def reading_dataset(
-    table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float]
-) -> ray.data.Dataset:
+def reading_dataset(table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float]) -> ray.data.Dataset:
     """Returns a dataset whose tasks each read one row group and give the encoded rows that the plan asks of it."""
     items = [{"reading": json.dumps(asdict(reading))} for reading in plan]
     reader = Reader(table.filesystem, encoding, fractions)
-    return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(reader.read, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
+        reader.read, batch_size=1, batch_format="pyarrow", num_cpus=1
+    )
 
 
 class Reader:

@@ -56,7 +56,9 @@ def hash_key_column(column: pa.ChunkedArray, where: str) -> Hashes:
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_integer(array.type):
         unsigned = array.type == pa.uint64()
-        return hash_integers(array.to_numpy(zero_copy_only=False).view(np.int64) if unsigned else array.cast(pa.int64()).to_numpy(zero_copy_only=False))
+        return hash_integers(
+            array.to_numpy(zero_copy_only=False).view(np.int64) if unsigned else array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        )
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_binary(array.type):
         return hash_strings(array.cast(pa.large_binary()))
     raise DataError(f"{where}: the key column is {array.type}; a key is an integer or a string")

@@ -83,7 +83,9 @@ def read_row_group(filesystem: fs.FileSystem, group: RowGroup, columns: Sequence
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{group.path}: row group {group.index} of columns {list(columns)} cannot be read: {error}") from error
     if table.num_rows != group.num_rows:
-        raise DataError(f"{group.path}: row group {group.index} has {table.num_rows} rows, its footer said {group.num_rows}: the file changed")
+        raise DataError(
+            f"{group.path}: row group {group.index} has {table.num_rows} rows, its footer said {group.num_rows}: the file changed"
+        )
     return table.select(list(columns))
 
 
@@ -152,7 +154,9 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str
         raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
     partitioned = sorted(below for below in parquet.values() if any("=" in part for part in PurePosixPath(below).parts[:-1]))
     if partitioned:
-        raise DataError(f"{given}: {partitioned[0]} lies in a partition folder, whose column would be lost; store it as a column of the files")
+        raise DataError(
+            f"{given}: {partitioned[0]} lies in a partition folder, whose column would be lost; store it as a column of the files"
+        )
     return parquet
 
 

@@ -1,8 +1,8 @@
 """A variational autoencoder for rows of mixed type, in plain PyTorch: no Ray, no MLflow, no Parquet.
 
-    from vae import VAE, load_bundle
-    bundle = load_bundle("path/to/bundle")
-    q_z = bundle.model.posterior(rows)
+from vae import VAE, load_bundle
+bundle = load_bundle("path/to/bundle")
+q_z = bundle.model.posterior(rows)
 """
 
 from vae.bundle import Bundle, BundleError, load_bundle, save_bundle

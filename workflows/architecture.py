@@ -35,7 +35,13 @@ def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
         case "integer":
             ranges = [standardised_range(encoding.schema.field(c.name).type, np.array(c.mean), c.scale) for c in columns]
             lower, upper = [float(low[0]) for low, _ in ranges], [float(high[0]) for _, high in ranges]
-            return common | {"likelihood": "discretised_gaussian", "size": field.size, "half_width": [0.5 / c.scale for c in columns], "lower": lower, "upper": upper}
+            return common | {
+                "likelihood": "discretised_gaussian",
+                "size": field.size,
+                "half_width": [0.5 / c.scale for c in columns],
+                "lower": lower,
+                "upper": upper,
+            }
         case "vector" if not columns[0].integer:
             return common | {"likelihood": "gaussian", "size": field.size, "shared_scale": True}
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import ray.data
 
 from workflows.config import ClusterConfig, ConfigError
 from workflows.job import ServiceError, logger, stop_on_sigterm
@@ -29,17 +31,27 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     Raises ServiceError where no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # A worker's report waits for the controller's next look (every 2 s by default), which would bound small tables' epochs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address or is_submitted():
-            ray.init(address=address or "auto", runtime_env=None if is_submitted() else {"py_modules": [str(ROOT / name) for name in PACKAGES]}, **quiet())
+            ray.init(
+                address=address or "auto",
+                runtime_env=None if is_submitted() else {"py_modules": [str(ROOT / name) for name in PACKAGES]},
+                **quiet(),
+            )
         else:
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+            )  # what Ray's processes inherit
             # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     stop_on_sigterm()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
@@ -47,7 +59,8 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
 
 
 def quiet() -> dict[str, object]:
-    return {"log_to_driver": True, "logging_level": "ERROR"}
+    """What keeps the job's log to its own lines; workers' failures arrive as exceptions, their logs stay in Ray's session folder."""
+    return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def possible_resources() -> dict[str, float]:
@@ -72,14 +85,18 @@ def require_resources(needed: dict[str, float], timeout_s: float) -> None:
     possible = possible_resources()
     short = {name: amount for name, amount in needed.items() if possible.get(name, 0) < amount}
     if short:
-        raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {describe({n: possible.get(n, 0) for n in needed})}; ask for fewer workers")
+        raise ServiceError(
+            f"the cluster cannot give {describe(needed)}: it has, or can start, {describe({n: possible.get(n, 0) for n in needed})}; ask for fewer workers"
+        )
     deadline = time.monotonic() + timeout_s
     said = 0.0
     while any(ray.cluster_resources().get(name, 0) < amount for name, amount in needed.items()):
         if time.monotonic() > deadline:
             raise ServiceError(f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(ray.cluster_resources())}")
         if time.monotonic() - said > 30:
-            logger.info("waiting for nodes: %s needed, %s here", describe(needed), describe({n: ray.cluster_resources().get(n, 0) for n in needed}))
+            logger.info(
+                "waiting for nodes: %s needed, %s here", describe(needed), describe({n: ray.cluster_resources().get(n, 0) for n in needed})
+            )
             said = time.monotonic()
             request_resources(needed)
         time.sleep(1)
@@ -98,4 +115,8 @@ def describe(resources: dict[str, float]) -> str:
 def check_submitted(problems: list[str], submit_line: str) -> None:
     """Raises ConfigError for defaults that would be lost with a submitted job, all at once, with a line that would work."""
     if problems:
-        raise ConfigError("this job runs on a cluster, where defaults would be lost with it:\n  " + "\n  ".join(problems) + f"\na complete line:\n  {submit_line}")
+        raise ConfigError(
+            "this job runs on a cluster, where defaults would be lost with it:\n  "
+            + "\n  ".join(problems)
+            + f"\na complete line:\n  {submit_line}"
+        )

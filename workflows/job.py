@@ -83,7 +83,7 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config]) -> 
         result = main(parse(config_type))
     except BaseException as error:  # the border: whatever it was becomes a message and an exit code
         code = exit_code(error)
-        explain(error, code)
+        explain(error)
     else:
         code = 0
         print(json.dumps(result, allow_nan=False), file=standard_output, flush=True)
@@ -93,16 +93,33 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config]) -> 
 def exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1 if error.code else 0
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+    cause = known_cause(error)
+    return next((code for kind, code in EXIT_CODES if isinstance(cause, kind)), 1)
 
 
-def explain(error: BaseException, code: int) -> None:
+def known_cause(error: BaseException) -> BaseException | None:
+    """Returns the failure of ours that an exception is, or that Ray wrapped on its way from another process."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        here = waiting.pop(0)
+        if isinstance(here, tuple(kind for kind, _ in EXIT_CODES)):
+            return here
+        seen.add(id(here))
+        failures = getattr(here, "worker_failures", None) or {}
+        inner = [here.__cause__, getattr(here, "cause", None), *failures.values()]
+        waiting += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
+    return None
+
+
+def explain(error: BaseException) -> None:
     if isinstance(error, SystemExit):
         return
-    if isinstance(error, KeyboardInterrupt):
+    cause = known_cause(error)
+    if isinstance(cause, KeyboardInterrupt):
         print("stopped; the same command with the same names goes on from what was saved", file=sys.stderr)
-    elif any(isinstance(error, kind) for kind, _ in EXIT_CODES):
-        print(f"error: {error}", file=sys.stderr)
+    elif cause is not None:
+        print(f"error: {cause}", file=sys.stderr)
     else:
         traceback.print_exception(error, file=sys.stderr)
 

@@ -29,15 +29,12 @@ from vae.model import VAE
 from vae.rows import Rows
 from workflows.checkpoint import BUNDLE, Progress, TrainingState
 from workflows.config import ObjectiveConfig, TrainingConfig
+from workflows.job import ComputationError
 
 EVALUATION_ROWS = 1024
 # The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.
 EVALUATION_EPOCH = 2**31
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
-
-
-class TrainingDiverged(RuntimeError):
-    """The bound is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,18 @@ def hold_rows(task: WorkerTask, device: torch.device) -> dict[int, Holding]:
     holdings = {}
     for side, size in mine.items():
         num_rows = sum(size.values())
-        blocks = ray.train.get_dataset_shard(f"{side}/{context.get_world_rank()}").iter_batches(batch_size=None, batch_format="pyarrow") if num_rows else iter(())
+        blocks = (
+            ray.train.get_dataset_shard(f"{side}-{context.get_world_rank()}").iter_batches(batch_size=None, batch_format="pyarrow")
+            if num_rows
+            else iter(())
+        )
         arrays = fill_resident(blocks, task.layout, {side: num_rows})[side].arrays
         num_bytes = sum(array.nbytes for array in arrays.values())
         resident = device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(device)[0]
         starts = np.cumsum([0, *size.values()])
-        holdings[side] = Holding(Rows.from_arrays(arrays, device if resident else "cpu"), dict(zip(size, starts.tolist(), strict=False)), size)
+        holdings[side] = Holding(
+            Rows.from_arrays(arrays, device if resident else "cpu"), dict(zip(size, starts.tolist(), strict=False)), size
+        )
     return holdings
 
 
@@ -130,7 +133,9 @@ def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> boo
     return progress.epoch >= training.epochs or progress.step >= num_steps or stale
 
 
-def train_epoch(model: torch.nn.Module, state: TrainingState, task: WorkerTask, holding: Holding, steps: list[Step], num_steps: int) -> dict[str, float]:
+def train_epoch(
+    model: torch.nn.Module, state: TrainingState, task: WorkerTask, holding: Holding, steps: list[Step], num_steps: int
+) -> dict[str, float]:
     """Takes one epoch's steps; returns its row-weighted means over all workers."""
     started = time.monotonic()
     progress, device = state.progress, state.model.device
@@ -153,7 +158,7 @@ def train_epoch(model: torch.nn.Module, state: TrainingState, task: WorkerTask, 
         progress.step += 1
     num_rows, *means = row_means(all_reduced(sums))
     if not all(map(math.isfinite, means)):
-        raise TrainingDiverged(f"epoch {progress.epoch}: the training ELBO is {means[0]}; try a lower training.learning_rate")
+        raise ComputationError(f"epoch {progress.epoch}: the training ELBO is {means[0]}; try a lower training.learning_rate")
     return metrics(means) | {"num_rows": num_rows, "rows_per_s": num_rows / (time.monotonic() - started)}
 
 
@@ -173,7 +178,9 @@ def map_tensors(rows: Rows, device: torch.device) -> tuple[dict[str, Tensor], di
 def step_noise(plan: Plan, holding: Holding, epoch: int, step: Step, model: VAE) -> Tensor:
     """Returns the step's noise [B, L]: each shard's from its own generator, so that it follows the rows to any worker."""
     counts = {shard: int(step.end[shard] - step.begin[shard]) for shard in holding.start}
-    return torch.cat([noise(plan.noise_seed(epoch, step.index, shard), (count, model.latent_dim), model) for shard, count in counts.items()])
+    return torch.cat(
+        [noise(plan.noise_seed(epoch, step.index, shard), (count, model.latent_dim), model) for shard, count in counts.items()]
+    )
 
 
 def noise(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:

@@ -1,0 +1,120 @@
+"""Shows the whole workflow on UCI digits: table, train (2 workers), encode, generate, pictures.
+
+    python workflows/demo.py        (or: make demo)
+
+Writes ./demo (table, embeddings, generated rows, pictures), ./runs and ./mlflow.db. A second run adds a model version.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in workflows/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from sklearn.datasets import load_digits
+
+from data.columns import Column
+from workflows.pictures import image_grid, latent_plane, save
+from workflows.registry import Registry
+
+HERE = Path(__file__).resolve().parent
+FOLDER = Path("demo")
+NUM_FILES, ROWS_PER_GROUP = 3, 200
+TRAINING = ["--model.hidden_dims", "[256, 128]", "--training.epochs", "80", "--training.global_batch_size", "64"]
+
+
+def main() -> None:
+    table = FOLDER / "digits"
+    write_digits(table)
+    say(f"1. wrote {table}: UCI digits as Parquet")
+    say("2. training on two workers")
+    trained = job("train.py", "--data.path", str(table), "--data.key", "id", "--registry.model_name", "digits", *TRAINING)
+    model = trained["model_uri"]
+    say("3. embedding every row")
+    encoded = job("encode.py", "--model", model, "--data.path", str(table), "--output.path", str(FOLDER / "embeddings"))
+    say("4. generating rows")
+    rows = FOLDER / f"generated_by_version_{trained['model_version']}"
+    generated = job("generate.py", "--model", model, "--num_rows", "1000", "--output.path", str(rows))
+    pictures = draw(trained, table, encoded["output_path"], rows)
+    say(summary(trained, encoded, generated, pictures))
+
+
+def say(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+def job(name: str, *arguments: str) -> dict[str, Any]:
+    """Runs a job as a user would and returns its JSON line; exits with its code where it failed."""
+    print(f"   python workflows/{name} {' '.join(a if ' ' not in a else repr(a) for a in arguments)}", flush=True)
+    done = subprocess.run([sys.executable, str(HERE / name), *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def write_digits(folder: Path) -> None:
+    """Writes the digits as several Parquet files of several row groups: key, image, label, two derived columns, some nulls."""
+    digits = load_digits()
+    rng = np.random.default_rng(0)
+    ink = digits.data.mean(1)
+    stroke = np.array(["light", "medium", "bold"])[np.digitize(ink, np.quantile(ink, [1 / 3, 2 / 3]))]
+    missing = rng.random((2, len(ink))) < 0.05
+    table = pa.table(
+        {
+            "id": pa.array(np.arange(len(ink)), pa.int64()),
+            "image": pa.FixedSizeListArray.from_arrays(pa.array(digits.data.astype(np.uint8).reshape(-1)), 64),
+            "label": pa.array(digits.target, pa.int32()),
+            "ink": pa.array(ink, mask=missing[0]),
+            "stroke": pa.array(stroke, mask=missing[1]),
+        }
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, begin in enumerate(np.linspace(0, len(ink), NUM_FILES + 1).astype(int)[:-1]):
+        part = table.slice(begin, len(ink) // NUM_FILES)
+        pq.write_table(part, folder / f"part-{index}.parquet", row_group_size=ROWS_PER_GROUP)
+
+
+def draw(trained: dict[str, Any], table: Path, embeddings: str, generated: Path) -> Path:
+    """Draws what the jobs wrote, adds it to the run's pictures in MLflow, and returns a folder with all of them."""
+    folder = FOLDER / "pictures"
+    labels = {row["id"]: str(row["label"]) for row in ds.dataset(table).to_table(["id", "label"]).to_pylist()}
+    rows = ds.dataset(embeddings).to_table()
+    z_mean = np.stack(rows["z_mean"].to_numpy())
+    save_to = FOLDER / "from_outputs"
+    save_to.mkdir(exist_ok=True)
+    save(latent_plane(z_mean, np.array([labels[i] for i in rows["id"].to_pylist()]), "label"), save_to / "embeddings.png")
+    new = ds.dataset(generated).to_table()
+    images = np.stack(new["image"].to_numpy()[:48])
+    save(image_grid(images, Column("image", "image", "", shape=[8, 8]), "rows written by generate.py"), save_to / "generated_rows.png")
+    registry = Registry(None)
+    registry.log_files(trained["run_id"], save_to, "pictures")
+    registry.fetch_files(trained["run_id"], "pictures", FOLDER)
+    return folder
+
+
+def summary(trained: dict[str, Any], encoded: dict[str, Any], generated: dict[str, Any], pictures: Path) -> str:
+    validation = trained["validation"]
+    return "\n".join(
+        [
+            f"Trained {trained['model_name']} version {trained['model_version']} (alias candidate): validation ELBO "
+            f"{validation['elbo_nats_per_row']:.2f} nats per row over {validation['num_rows']} rows.",
+            f"  embeddings      {encoded['output_path']}",
+            f"  generated rows  {generated['output_path']}",
+            f"  pictures        {pictures}/",
+            "  MLflow          make ui, then http://127.0.0.1:5000: experiment vae, model digits",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The MLflow side: runs, metrics, model versions, aliases, signatures. Only this file and served_model.py import mlflow."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A server that does not answer is known within seconds, not after MLflow's default of four minutes a call.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+import mlflow
+import pandas as pd
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models.signature import ModelSignature
+from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from data.encoding import TableEncoding
+from vae.bundle import MANIFEST, BundleError, read_bundle
+from workflows.cluster import ROOT
+from workflows.job import ServiceError, logger
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
+MAX_PARAM_CHARS = 6000
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """A model reference, resolved once: the bundle's files, and what to call it. name is None for a folder."""
+
+    files: dict[str, bytes]
+    name: str | None
+    version: str
+    run_id: str | None
+    sha256: str
+
+
+def default_tracking_uri(given: str | None) -> str:
+    """Returns the tracking URI that a job uses, a local SQLite file's path made absolute."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    relative = re.fullmatch(r"sqlite:///(?!/)(.+)", uri)
+    return f"sqlite:///{Path(relative[1]).absolute()}" if relative else uri
+
+
+@contextmanager
+def service_errors(uri: str) -> Iterator[None]:
+    """Turns MLflow's failures into ServiceError with the address."""
+    try:
+        yield
+    except MlflowException as error:
+        raise ServiceError(f"MLflow at {without_password(uri)}: {error}") from error
+
+
+def without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+class Registry:
+    """One tracking store: its runs and its registered models."""
+
+    def __init__(self, tracking_uri: str | None) -> None:
+        self.uri = default_tracking_uri(tracking_uri)
+        mlflow.set_tracking_uri(self.uri)
+        self.client = mlflow.MlflowClient(self.uri)
+
+    def open_experiment(self, name: str) -> str:
+        """Returns the experiment's id, made where it is new; proves that the store answers before any compute."""
+        with service_errors(self.uri):
+            found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                return str(found.experiment_id)
+            location = str(Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts") if self.uri.startswith("sqlite:") else None
+            return str(self.client.create_experiment(name, artifact_location=location and Path(location).as_uri()))
+
+    def start_run(self, experiment_id: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Returns the id of a new run with its parameters and tags."""
+        with service_errors(self.uri):
+            run_id = str(self.client.create_run(experiment_id, run_name=run_name, tags=dict(tags)).info.run_id)
+            self.client.log_batch(run_id, params=[Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in params.items()])
+        return run_id
+
+    def log_input(self, run_id: str, path: str, digest: str, name: str) -> None:
+        """Links the run to its training table: where it is and its fingerprint."""
+        with warnings.catch_warnings():  # two of MLflow's own classes claim local paths; the first is right
+            warnings.simplefilter("ignore", UserWarning)
+            source = resolve_dataset_source(without_password(path))
+        with service_errors(self.uri), run_open(run_id):
+            mlflow.log_input(MetaDataset(source, name=name, digest=digest), context="training")
+
+    def log_epoch(self, run_id: str, entry: Mapping[str, float], timestamp_ms: int) -> None:
+        """Logs one epoch's metrics at its number."""
+        step = int(entry["epoch"])
+        metrics = [Metric(key, float(value), timestamp_ms, step) for key, value in entry.items() if key != "epoch"]
+        with service_errors(self.uri):
+            self.client.log_batch(run_id, metrics=metrics)
+
+    def logged_epochs(self, run_id: str) -> set[int]:
+        with service_errors(self.uri):
+            return {metric.step for metric in self.client.get_metric_history(run_id, "train/elbo_nats_per_row")}
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        with service_errors(self.uri):
+            for key, value in metrics.items():
+                self.client.log_metric(run_id, key, value)
+
+    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
+        with service_errors(self.uri):
+            self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def fetch_files(self, run_id: str, artifact_path: str, folder: Path) -> None:
+        """Copies a run's artifacts to folder/artifact_path."""
+        with service_errors(self.uri):
+            self.client.download_artifacts(run_id, artifact_path, str(folder))
+
+    def log_json(self, run_id: str, value: Any, artifact_file: str) -> None:
+        with service_errors(self.uri):
+            self.client.log_dict(run_id, value, artifact_file)
+
+    def end_run(self, run_id: str, status: str) -> None:
+        with service_errors(self.uri):
+            self.client.set_terminated(run_id, status)
+
+    def register(
+        self, run_id: str, model_name: str, bundle: Path, encoding: TableEncoding, example: pd.DataFrame, tags: Mapping[str, str]
+    ) -> str:
+        """Returns the run's model version, registered under alias `candidate`; a run has at most one version."""
+        with service_errors(self.uri):
+            known = self.client.search_model_versions(f"name = '{model_name}' and run_id = '{run_id}'")
+            version = str(known[0].version) if known else self._log_and_register(run_id, model_name, bundle, encoding, example)
+            for key, value in tags.items():
+                self.client.set_model_version_tag(model_name, version, key, value)
+            self.client.set_registered_model_alias(model_name, "candidate", version)
+        return version
+
+    def _log_and_register(self, run_id: str, model_name: str, bundle: Path, encoding: TableEncoding, example: pd.DataFrame) -> str:
+        latent_dim = int(json.loads((bundle / "model.json").read_text())["latent_dim"])
+        with run_open(run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(ROOT / "workflows" / "served_model.py"),
+                artifacts={"bundle": str(bundle)},
+                code_paths=[str(ROOT / "vae"), str(ROOT / "data")],
+                signature=signature(encoding, latent_dim),
+                input_example=example,
+                pip_requirements=pinned_requirements(),
+            )
+        return str(mlflow.register_model(info.model_uri, model_name, await_registration_for=60).version)
+
+    def pin(self, reference: str) -> PinnedModel:
+        """Returns the model that a reference names: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.
+
+        Raises BundleError where it names nothing or the files are not those that were registered, ServiceError where the
+        registry does not answer.
+        """
+        if not reference.startswith("models:/"):
+            return folder_model(Path(reference))
+        named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
+        if named is None:
+            raise BundleError(f"{reference}: not a model reference; give models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+        name, alias, number = named.groups()
+        try:
+            found = self.client.get_model_version_by_alias(name, alias) if alias else self.client.get_model_version(name, number)
+            folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}"))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise BundleError(f"{reference}: not in the registry at {without_password(self.uri)}: {error.message}") from error
+            raise ServiceError(f"MLflow at {without_password(self.uri)}: {error}") from error
+        files = read_bundle(folder / "artifacts" / "bundle")
+        sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
+        if found.tags.get("bundle_sha256", sha256) != sha256:
+            raise BundleError(f"{reference}: the bundle's sha256 is {sha256}, registered was {found.tags['bundle_sha256']}; do not use it")
+        return PinnedModel(files, name, str(found.version), found.run_id, sha256)
+
+
+@contextmanager
+def run_open(run_id: str) -> Iterator[None]:
+    """Makes a run MLflow's active one, leaving its status as it is."""
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        yield
+    mlflow.MlflowClient().update_run(run_id, status="RUNNING")
+
+
+def folder_model(folder: Path) -> PinnedModel:
+    logged = folder / "artifacts" / "bundle"
+    files = read_bundle(logged if (logged / MANIFEST).is_file() else folder)
+    sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
+    return PinnedModel(files, None, sha256[:12], None, sha256)
+
+
+def signature(encoding: TableEncoding, latent_dim: int) -> ModelSignature:
+    """Returns what predict takes (the modelled columns by name) and gives (z_mean_0, ..).
+
+    Inputs are of any type: MLflow's typed columns refuse what pandas makes of nulls and dictionaries, which the model takes.
+    """
+    inputs = [ColSpec(AnyType(), name, required=False) for name in encoding.modelled]
+    outputs = [ColSpec(DataType.float, f"z_mean_{i}") for i in range(latent_dim)]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("task", DataType.string, "encode")]))
+
+
+def pinned_requirements() -> list[str]:
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in PINNED]
+
+
+def lineage() -> dict[str, str]:
+    """Returns where the code came from: versions of what computes, the lock's hash, and the commit where there is one."""
+    tags = {f"{name}_version": importlib.metadata.version(name) for name in ("ray", "torch", "pyarrow", "mlflow")}
+    lock = ROOT / "requirements.lock"
+    if lock.is_file():
+        tags["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode == 0:
+        tags["git_sha"] = commit.stdout.strip()
+    return tags
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested sections as section.key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def reconcile(registry: Registry, run_id: str, history: Sequence[Mapping[str, float]], timestamp_ms: int) -> None:
+    """Logs the epochs that a restart, or a server that was away, kept from MLflow."""
+    logged = registry.logged_epochs(run_id)
+    missing = [entry for entry in history if int(entry["epoch"]) not in logged]
+    for entry in missing:
+        registry.log_epoch(run_id, entry, timestamp_ms)
+    if missing:
+        logger.info("logged %d epochs that MLflow had missed", len(missing))

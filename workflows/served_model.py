@@ -1,0 +1,48 @@
+"""The model as MLflow serves it (models from code): frame in, latent means or scores out. Needs neither Ray nor the rest of workflows/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from mlflow.models import set_model
+
+from data.encoding import TableEncoding
+from vae import Rows, load_bundle
+
+SCORE_SAMPLES = 8
+
+
+class ServedVAE(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """predict(frame) gives z_mean_0..; params={"task": "score"} gives elbo_nats_per_row."""
+
+    def load_context(self, context: Any) -> None:
+        bundle = load_bundle(context.artifacts["bundle"])
+        self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Returns one row per row of the frame, in its order. Raises ValueError for an unknown task or unsuitable columns."""
+        task = (params or {}).get("task", "encode")
+        if task not in ("encode", "score"):
+            raise ValueError(f"task is {task!r}; it must be encode or score")
+        rows = Rows.from_arrays(self.encoding.encode(self._to_arrow(model_input), "the frame"))
+        with torch.inference_mode():
+            if task == "encode":
+                z_mean = self.model.posterior(rows).mean.numpy()
+                return pd.DataFrame(z_mean, columns=[f"z_mean_{i}" for i in range(z_mean.shape[1])])
+            noise = torch.randn(SCORE_SAMPLES, rows.num_rows, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
+            return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)})
+
+    def _to_arrow(self, frame: pd.DataFrame) -> pa.Table:
+        missing = [name for name in self.encoding.modelled if name not in frame.columns]
+        if missing:
+            raise ValueError(f"the frame lacks the columns {missing}")
+        schema = pa.schema([self.encoding.schema.field(name) for name in self.encoding.modelled])
+        return pa.Table.from_pandas(frame[self.encoding.modelled], schema=schema, preserve_index=False)
+
+
+set_model(ServedVAE())

@@ -1,0 +1,50 @@
+"""Trains a VAE on a Parquet table and registers it.
+
+    python workflows/train.py --data.path TABLE [--data.key COLUMN] [--config FILE.yaml] [--section.key value ...]
+
+Reads Parquet. Writes one MLflow run, one model version with alias `candidate`, and checkpoints below run.storage_path.
+A second run with the same --run.name goes on where the first stood, or, if that finished, does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in workflows/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.table import open_table
+from workflows.cluster import choose_gpu, connected
+from workflows.config import TrainConfig
+from workflows.job import logger, run
+from workflows.record import identity, record_end, record_start, refuse_lost_defaults
+from workflows.registry import Registry
+from workflows.runs import Run
+from workflows.training import fit, prepare
+
+
+def main(config: TrainConfig) -> dict[str, Any]:
+    started = time.monotonic()
+    refuse_lost_defaults(config)
+    table = open_table(config.data.path)
+    validation_table = open_table(config.data.validation_path) if config.data.validation_path else None
+    registry = Registry(config.registry.tracking_uri)
+    experiment_id = registry.open_experiment(config.registry.experiment)
+    this = Run.open(config.run.storage_path, config.run.name, identity(config, table, validation_table))
+    if this.result is not None:
+        logger.info("run %s is finished; nothing to do", this.name)
+        return this.result
+    logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))
+    with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
+        use_gpu = choose_gpu(config.cluster)
+        prepared = prepare(config, table, validation_table)
+        record_start(config, this, registry, experiment_id, prepared)
+        progress, bundle = fit(config, prepared, this, registry, use_gpu)
+    return record_end(config, this, registry, prepared, progress, bundle, started)
+
+
+if __name__ == "__main__":
+    run(main, TrainConfig)

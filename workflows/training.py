@@ -1,0 +1,235 @@
+"""Training as the driver sees it: what the table is, what the workers are told, and what they gave back."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import ray.train
+from numpy.typing import NDArray
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from data.columns import decide_columns
+from data.encoding import TableEncoding
+from data.plan import Plan, readings
+from data.scan import scan
+from data.shard import bytes_per_row, layout, reading_dataset
+from data.split import TRAIN, VALIDATION
+from data.table import DataError, RowGroup, Table
+from workflows.architecture import architecture
+from workflows.checkpoint import BUNDLE, Progress, read_progress
+from workflows.cluster import require_resources
+from workflows.config import ConfigError, TrainConfig
+from workflows.job import ComputationError, logger
+from workflows.registry import Registry
+from workflows.runs import Run
+from workflows.training_loop import WorkerTask, train_worker
+
+ONE_SIDE = {VALIDATION: (1.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of one side of the split come from."""
+
+    table: Table
+    groups: list[RowGroup]
+    counts: NDArray[np.int64]
+    fractions: tuple[float, float]
+
+    def num_rows(self, side: int) -> int:
+        return int(self.counts[:, side].sum())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A table made ready: how its rows are encoded, and where each side's rows are."""
+
+    encoding: TableEncoding
+    sources: dict[int, Source]
+
+    @property
+    def num_rows(self) -> dict[int, int]:
+        return {side: source.num_rows(side) for side, source in self.sources.items()}
+
+
+def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
+    """Returns the table's encoding and split after one distributed pass. Raises DataError or ColumnOverrideError."""
+    data = config.data
+    summary, counts = scan(table, data.key, data.fractions)
+    source = Source(table, list(table.row_groups()), counts, data.fractions)
+    if source.num_rows(TRAIN) == 0:
+        raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
+    columns = decide_columns(table.schema, summary, data.key, data.columns)
+    encoding = TableEncoding(table.schema, tuple(columns), data.key)
+    sources = {TRAIN: source}
+    if validation_table is not None:
+        encoding.check_schema(validation_table.schema, str(data.validation_path))
+        _, counts = scan(validation_table, data.key, ONE_SIDE[VALIDATION], only_rows=True)
+        sources[VALIDATION] = Source(validation_table, list(validation_table.row_groups()), counts, ONE_SIDE[VALIDATION])
+    elif source.num_rows(VALIDATION):
+        sources[VALIDATION] = source
+    prepared = Prepared(encoding, sources)
+    show_columns(encoding, prepared.num_rows)
+    return prepared
+
+
+def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
+    """Prints the decision for every column, so that a wrong guess is seen before training and not after."""
+    table = RichTable(title=f"{num_rows[TRAIN]:,} training rows, {num_rows.get(VALIDATION, 0):,} validation rows", box=SIMPLE)
+    for heading in ("column", "type", "kind", "nulls", "why"):
+        table.add_column(heading, no_wrap=True)
+    for column in encoding.columns:
+        kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
+        arrow_type = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
+        table.add_row(column.name, arrow_type, kind, f"{column.null_fraction:.1%}", column.reason)
+    Console(stderr=True, width=max(100, Console(stderr=True).width)).print(table)
+
+
+def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
+    """Returns the bundle's table.json: the encoding, the split, and which table it was."""
+    source = prepared.sources[TRAIN]
+    return prepared.encoding.to_json() | {
+        "null_pattern": config.model.null_pattern,
+        "split": {"validation_fraction": source.fractions[0], "test_fraction": source.fractions[1]},
+        "num_training_rows": source.num_rows(TRAIN),
+        "fingerprint": source.table.fingerprint,
+    }
+
+
+def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, use_gpu: bool) -> tuple[Progress, Path]:
+    """Trains on the cluster, going on from the run's last checkpoint; returns the progress and a local copy of the bundle.
+
+    Raises DataError, ComputationError or ServiceError.
+    """
+    workers = config.cluster.num_workers
+    check_memory(config, prepared)
+    per_worker = {"CPU": float(config.cluster.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    needed = {name: amount * workers for name, amount in per_worker.items()}
+    require_resources(needed | {"CPU": needed["CPU"] + 1}, config.cluster.start_timeout_s)
+    queue = Queue(actor_options={"num_cpus": 0})
+    plan = Plan(
+        prepared.num_rows[TRAIN],
+        config.data.num_logical_shards,
+        config.training.global_batch_size,
+        config.training.seed,
+        config.data.shuffle_window_rows,
+    )
+    task = WorkerTask(
+        architecture(prepared.encoding, config.model),
+        table_record(config, prepared),
+        layout(prepared.encoding),
+        plan,
+        prepared.num_rows,
+        config.objective,
+        config.training,
+        queue,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=per_worker),
+        datasets=datasets(prepared, plan.num_shards, workers),
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=run.storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with following(queue, registry, str(run.mlflow_run_id), config.training.epochs):
+        result = trainer.fit()
+    return collect(result, Path(run.path).name)
+
+
+def datasets(prepared: Prepared, num_shards: int, num_workers: int) -> dict[str, Any]:
+    """Returns SIDE-RANK -> dataset: each worker's own rows of each side."""
+    result = {}
+    for side, source in prepared.sources.items():
+        for rank in range(num_workers):
+            plan = readings(source.groups, source.counts, [side], num_shards, rank, num_workers)
+            if plan:
+                result[f"{side}-{rank}"] = reading_dataset(source.table, plan, prepared.encoding, source.fractions)
+    return result
+
+
+def check_memory(config: TrainConfig, prepared: Prepared) -> None:
+    """Raises ConfigError where a worker's rows would not fit its memory."""
+    rows = -(-sum(prepared.num_rows.values()) // config.cluster.num_workers)
+    needed = rows * bytes_per_row(prepared.encoding)
+    cluster = ray.cluster_resources().get("memory", 0) or psutil.virtual_memory().total
+    allowed = config.run.shard_memory_bytes or int(cluster / 2 / config.cluster.num_workers)
+    if needed > allowed:
+        raise ConfigError(
+            f"run.shard_memory_bytes is {allowed:,}, a worker's {rows:,} rows take {needed:,}; use more workers (cluster.num_workers), or allow more"
+        )
+
+
+class following:
+    """While open, says each epoch's progress as it comes and logs it to MLflow; a store that is away costs nothing but a warning."""
+
+    def __init__(self, queue: Queue, registry: Registry, run_id: str, num_epochs: int) -> None:
+        self.queue, self.registry, self.run_id, self.num_epochs = queue, registry, run_id, num_epochs
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.done.set()
+        self.thread.join(timeout=30)
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                entry = self.queue.get(timeout=0.5)
+            except Empty:
+                if self.done.is_set():
+                    return
+                continue
+            except ray.exceptions.RayError:
+                return
+            self._say(entry)
+            try:
+                self.registry.log_epoch(self.run_id, entry, int(time.time() * 1000))
+            except Exception as error:
+                logger.warning("epoch %d did not reach MLflow, it will be logged at the end: %s", entry["epoch"], error)
+
+    def _say(self, entry: Mapping[str, float]) -> None:
+        validation = entry.get("validation/elbo_nats_per_row")
+        measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
+        logger.info(
+            "epoch %d/%d  step %d  train ELBO %.3f  %s%.0f rows/s",
+            entry["epoch"] + 1,
+            self.num_epochs,
+            entry["step"],
+            entry["train/elbo_nats_per_row"],
+            measured + "nats per row  ",
+            entry["train/rows_per_s"],
+        )
+
+
+def collect(result: ray.train.Result, name: str) -> tuple[Progress, Path]:
+    """Returns the finished run's progress and a local copy of its bundle, in a folder that the caller removes."""
+    if result.checkpoint is None:
+        raise ComputationError("training ended without a checkpoint")
+    copy = Path(tempfile.mkdtemp(prefix="vae-bundle-"))
+    with result.checkpoint.as_directory() as folder:
+        progress = read_progress(Path(folder))
+        shutil.copytree(Path(folder) / BUNDLE, copy / BUNDLE)
+    return progress, copy / BUNDLE
