@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check ui setup clean
+.PHONY: setup demo test test-slow check ui clean
 
 setup: $(INSTALLED)
 
@@ -20,6 +20,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest
 
+test-slow: $(INSTALLED)
+	$(RUN) -m pytest -m "slow or not slow"
+
 check: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -30,4 +33,4 @@ ui: $(INSTALLED)
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) demo

@@ -70,6 +70,8 @@ def decide_columns(schema: pa.Schema, summary: TableSummary, key: str | None, ov
         column_summary = summary.columns.get(item.name, ColumnSummary())
         override = overrides.get(item.name, {})
         if item.name == key:
+            if override.get("kind", "key") != "key":
+                raise ColumnOverrideError(f"data.columns.{key}.kind is {override['kind']!r}, but data.key names this column; take one away")
             columns.append(Column(item.name, "key", "named by data.key"))
             continue
         check_override(item, override)
@@ -77,7 +79,7 @@ def decide_columns(schema: pa.Schema, summary: TableSummary, key: str | None, ov
         if column.kind != "ignored" and column_summary.num_nonfinite:
             faults.append(f"column {item.name!r} has {column_summary.num_nonfinite} NaN or infinite values; store them as null")
         if column.kind != "ignored" and not np.isfinite([*column.mean, column.scale]).all():
-            faults.append(f"column {item.name!r} has values too large to standardise (up to {column_summary.moments.maximum.max():g})")  # type: ignore[union-attr]
+            faults.append(f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g})")
         columns.append(column)
     if faults:
         raise DataError("unsuitable values in the training rows:\n  " + "\n  ".join(faults))
@@ -87,11 +89,22 @@ def decide_columns(schema: pa.Schema, summary: TableSummary, key: str | None, ov
     return columns
 
 
+def largest(summary: ColumnSummary) -> float:
+    """Returns the largest magnitude among a column's finite values."""
+    assert summary.moments is not None
+    return float(max(summary.moments.maximum.max(), -summary.moments.minimum.min()))
+
+
 def check_override(item: pa.Field, override: Mapping[str, Any]) -> None:
     if set(override) - {"kind", "shape"}:
         raise ColumnOverrideError(
             f"data.columns.{item.name}: unknown keys {sorted(set(override) - {'kind', 'shape'})}; known are kind and shape"
         )
+    shape = override.get("shape")
+    if shape is not None and not (isinstance(shape, list) and shape and all(type(side) is int and side > 0 for side in shape)):
+        raise ColumnOverrideError(f"data.columns.{item.name}.shape is {shape!r}; it must be a list of positive numbers, such as [28, 28]")
+    if shape is not None and not can_be(item.type, "image"):
+        raise ColumnOverrideError(f"data.columns.{item.name}.shape: a column of type {item.type} is no image; images are lists of uint8")
     kind = override.get("kind")
     if kind is None:
         return
@@ -109,13 +122,13 @@ def can_be(kind_of_values: pa.DataType, kind: str) -> bool:
         case "numeric":
             return is_number(kind_of_values)
         case "boolean":
-            return pa.types.is_boolean(kind_of_values)
+            return bool(pa.types.is_boolean(kind_of_values))
         case "categorical":
-            return is_text(kind_of_values) or pa.types.is_integer(kind_of_values)
+            return is_text(kind_of_values) or bool(pa.types.is_integer(kind_of_values))
         case "vector":
             return is_list(kind_of_values) and is_number(kind_of_values.value_type)
         case _:
-            return is_list(kind_of_values) and kind_of_values.value_type == pa.uint8()
+            return is_list(kind_of_values) and bool(kind_of_values.value_type == pa.uint8())
 
 
 def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any]) -> Column:
@@ -143,8 +156,8 @@ def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any]) -
 
 
 def constant_value(summary: ColumnSummary) -> Any:
-    if summary.counts is not None and len(summary.counts) == 1:
-        return next(iter(summary.counts))
+    if summary.counts:
+        return next(iter(summary.counts)) if len(summary.counts) == 1 else None
     if (
         summary.moments is not None
         and summary.num_nonfinite == 0
@@ -191,13 +204,17 @@ def numeric_column(name: str, summary: ColumnSummary, nulls: float, reason: str,
     moments = summary.moments
     if moments is None:
         return Column(name, "ignored", "no finite value in the training rows", nulls)
-    scale = float(np.sqrt(moments.squares[0] / moments.count[0]))
+    scale = float(np.sqrt(moments.squares[0] / moments.count[0])) or 1.0  # values whose differences float64 cannot hold
     return Column(name, "numeric", reason, nulls, integer=integer, shape=[1], mean=[float(moments.mean[0])], scale=scale)
 
 
 def list_column(item: pa.Field, summary: ColumnSummary, nulls: float, override: Mapping[str, Any]) -> Column:
     name, kind, moments = item.name, override.get("kind"), summary.moments
     if len(summary.sizes) != 1:
+        if kind:
+            raise ColumnOverrideError(
+                f"data.columns.{name}.kind is {kind!r}, but its lists have several lengths, among them {sorted(summary.sizes)}"
+            )
         return Column(name, "ignored", f"lists of several lengths ({', '.join(map(str, sorted(summary.sizes)))}, ..)", nulls)
     (size,) = summary.sizes
     if size == 0 or moments is None or moments.count.sum() == 0 or (moments.minimum == moments.maximum).all():
@@ -217,6 +234,6 @@ def list_column(item: pa.Field, summary: ColumnSummary, nulls: float, override: 
         whole = pa.types.is_integer(item.type.value_type)
         return Column(name, "vector", reason, nulls, whole, [size], moments.mean.tolist(), scale, element_nulls=missing)
     mean = float((moments.mean * moments.count).sum() / total)
-    scale = float(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total))
+    scale = float(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total)) or 1.0
     reason = "named by data.columns" if kind else f"lists of {size} bytes"
     return Column(name, "image", reason, nulls, True, shape, [mean], scale, element_nulls=missing)

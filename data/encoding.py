@@ -192,16 +192,17 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
 
 
 def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns numbers in the column's type: integers rounded and kept in the type's range, decimals rounded to their scale."""
+    """Returns numbers in the column's type, rounded to what it holds and kept in its range."""
     if pa.types.is_integer(kind):
         bounds = np.iinfo(kind.to_pandas_dtype())
         inside = np.clip(np.rint(numbers), float(bounds.min), np.nextafter(float(bounds.max), 0) if bounds.bits > 52 else bounds.max)
         return pa.array(inside.astype(bounds.dtype), kind, mask=missing)
     if pa.types.is_decimal(kind):
-        limit = 10.0 ** (kind.precision - kind.scale) * (1 - 1e-12)
-        rounded = np.clip(np.round(numbers, kind.scale), -limit, limit)
-        return pa.array(rounded, mask=missing).cast(kind, safe=False)
-    return pa.array(numbers, mask=missing).cast(kind, safe=False)
+        end = 10.0 ** (kind.precision - kind.scale)
+        limit = min(end - 10.0**-kind.scale, np.nextafter(end, 0))  # a larger one would come out of the cast as zero
+        return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
+    limit = float(np.finfo(kind.to_pandas_dtype()).max)
+    return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
 
 
 def lists_to_arrow(elements: pa.Array, kind: pa.DataType, size: int, missing: NDArray[np.bool_]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -22,6 +23,8 @@ SUCCESS = "_SUCCESS"
 MANIFESTS = "_manifests"
 STAGING = "_staging"
 CLAIM = "_job.json"
+# Filesystems allow 255 bytes; staging adds 9, and .parquet 8.
+MAX_NAME_BYTES = 230
 
 
 class OutputError(RuntimeError):
@@ -60,16 +63,20 @@ class OutputFolder:
             found = json.loads(self.filesystem.open_input_file(path).read())
             if found != record:
                 different = [
-                    f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}" for key in record if found.get(key) != record.get(key)
+                    f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
+                    for key in found | dict(record)
+                    if found.get(key) != record.get(key)
                 ]
                 raise OutputError(f"{self.path}: holds another job's output ({'; '.join(different)}); choose another output.path")
             return
+        self.prepare()
         foreign = [info.base_name for info in self._list() if info.base_name.endswith(".parquet")]
         if foreign:
             raise OutputError(f"{self.path}: holds Parquet files that no job of ours wrote ({foreign[0]}); choose an empty output.path")
-        self.prepare()
         try:
             put_if_absent(self.filesystem, path, json.dumps(record).encode())
+        except FileExistsError:
+            self.claim(record)  # another job was first: is it the same one?
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error}") from error
 
@@ -138,7 +145,7 @@ def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
     Local filesystems decide by an exclusive link; object stores, whose puts are whole anyway, by a look just before.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
-        staged = f"{path}.{os.getpid()}"
+        staged = f"{path}.{uuid.uuid4().hex[:8]}"
         with open(staged, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -155,6 +162,15 @@ def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
 
 
 def output_name(relative_path: str) -> str:
-    """Returns the output file's name: a function of the input's path below its root and of nothing else."""
-    stem = relative_path.rsplit(".", 1)[0]
-    return quote(stem, safe="=, +@()") + ".parquet"
+    """Returns the output file's name: a function of the input's path below its root and of nothing else.
+
+    Different inputs have different ones, and none is hidden: a file that does not end in .parquet keeps its ending before %2E, which
+    quoting never makes, and a leading _ or . is quoted. Names that are too long for a filesystem end in a hash.
+    """
+    stem, extension = os.path.splitext(relative_path)
+    name = quote(stem, safe="=, +@()") if extension == ".parquet" else quote(relative_path, safe="=, +@()") + "%2E"
+    if name[0] in "_.":
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if len(name) > MAX_NAME_BYTES:
+        name = name[: MAX_NAME_BYTES - 33] + "%" + hashlib.sha256(relative_path.encode()).hexdigest()[:32]
+    return name + ".parquet"

@@ -55,13 +55,14 @@ class Plan:
     def given(self, step: int) -> Integers:
         """Returns how many rows each shard has given before a step, [V]."""
         cycles, rest = divmod(step, self.num_shards)
-        return np.minimum(cycles * self.global_batch_size + self._given[rest], np.diff(self.bounds))
+        given: Integers = np.minimum(cycles * self.global_batch_size + self._given[rest], np.diff(self.bounds))
+        return given
 
     @cached_property
     def num_steps(self) -> int:
         """Steps of one epoch, empty ones included (they occur where a batch is smaller than V)."""
-        cycles, rest = np.divmod(np.diff(self.bounds), self.global_batch_size)
-        after = (self._given < rest[None, :]).sum(0)
+        cycles, rest = np.divmod(np.diff(self.bounds) - 1, self.global_batch_size)
+        after = (self._given <= rest[None, :]).sum(0)
         return int((cycles * self.num_shards + after).max())
 
     def steps(self) -> Iterator[Step]:

@@ -28,7 +28,7 @@ def scan(table: Table, key: str | None, fractions: tuple[float, float], only_row
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
     groups = list(table.row_groups())
     names = [] if only_rows else [name for name in table.schema.names if name != key]
-    columns = names + [key] if key is not None else names
+    columns = [*names, key] if key is not None else names
     batches = [groups[i::MAX_TASKS] for i in range(min(MAX_TASKS, len(groups)))]
     task = ray.remote(max_retries=3)(summarise_groups)
     pending = [task.remote(table.filesystem, batch, columns, names, key, fractions) for batch in batches]

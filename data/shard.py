@@ -80,7 +80,7 @@ def to_blocks(arrays: Arrays, shapes: Layout, side: int, place: int, num_rows: i
         PLACE: pa.array(np.arange(place, place + num_rows, dtype=np.int64)),
     }
     for name, (dtype, width) in shapes.items():
-        array = arrays[name].reshape(num_rows, -1)
+        array = arrays[name] if width else arrays[name][:, None]
         if array.shape[1] != max(width, 1):
             raise DataError(f"{where}: {name} has null elements where the scanned table had none: the file changed")
         num_bytes = np.dtype(dtype).itemsize * array.shape[1]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.statistics import is_text
 from data.table import DataError, RowGroup
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -49,17 +50,17 @@ def hash_strings(values: pa.LargeBinaryArray) -> Hashes:
 
 def hash_key_column(column: pa.ChunkedArray, where: str) -> Hashes:
     """Returns the hash of each key. Raises DataError for nulls and for types that identify nothing."""
-    if column.null_count:
-        raise DataError(f"{where}: the key column has {column.null_count} nulls; every row needs its key")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if column.null_count:
+        raise DataError(f"{where}: the key column has {column.null_count} nulls; every row needs its key")
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_integer(array.type):
         unsigned = array.type == pa.uint64()
         return hash_integers(
             array.to_numpy(zero_copy_only=False).view(np.int64) if unsigned else array.cast(pa.int64()).to_numpy(zero_copy_only=False)
         )
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_binary(array.type):
+    if is_text(array.type) or pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
         return hash_strings(array.cast(pa.large_binary()))
     raise DataError(f"{where}: the key column is {array.type}; a key is an integer or a string")
 

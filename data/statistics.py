@@ -30,6 +30,7 @@ class Moments:
     maximum: NDArray[np.float64]
 
     @staticmethod
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite here is refused by name, in columns.py
     def of(values: NDArray[np.float64]) -> Moments:
         """Returns the moments of values [n, E], NaN where missing, n >= 1."""
         present = ~np.isnan(values)
@@ -44,6 +45,7 @@ class Moments:
             np.where(present, values, -np.inf).max(0),
         )
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: Moments) -> Moments:
         """Returns the moments of both sets of rows (Chan, Golub & LeVeque 1979)."""
         count = self.count + other.count
@@ -130,6 +132,8 @@ def merge_all(leaves: Iterable[TableSummary]) -> TableSummary:
 
 def summarise(column: pa.ChunkedArray) -> ColumnSummary:
     """Returns the summary of one leaf's column."""
+    if is_text(column.type) and pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)  # a dictionary may hold a null, which no null count sees
     nulls = column.null_count
     summary = ColumnSummary(num_values=len(column) - nulls, num_nulls=nulls)
     if summary.num_values == 0:
@@ -164,8 +168,6 @@ def summarise_lists(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
 
 
 def count_values(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     counted = pc.value_counts(column.drop_null())
     summary.all_distinct = len(counted) == summary.num_values
     few = len(counted) <= MAX_DISTINCT
@@ -173,17 +175,17 @@ def count_values(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def to_float64(values: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:

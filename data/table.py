@@ -79,14 +79,14 @@ def read_row_group(filesystem: fs.FileSystem, group: RowGroup, columns: Sequence
     """Returns the named columns of one row group, in that order. Raises DataError naming the file."""
     try:
         with filesystem.open_input_file(group.path) as source, pq.ParquetFile(source) as file:
-            table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+            table = file.read_row_group(group.index, columns=list(columns), use_threads=False).select(list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{group.path}: row group {group.index} of columns {list(columns)} cannot be read: {error}") from error
     if table.num_rows != group.num_rows:
         raise DataError(
             f"{group.path}: row group {group.index} has {table.num_rows} rows, its footer said {group.num_rows}: the file changed"
         )
-    return table.select(list(columns))
+    return table
 
 
 def open_table(path: str | Sequence[str]) -> Table:
@@ -110,6 +110,8 @@ def open_table(path: str | Sequence[str]) -> Table:
 
 def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
     """Returns the filesystem and the (path, path below the input root) of every Parquet file, sorted by the latter."""
+    if not paths:
+        raise DataError("no path is given; name a Parquet file, a folder of them, or a glob")
     filesystem: fs.FileSystem | None = None
     found: dict[str, str] = {}
     for path in paths:
@@ -135,21 +137,21 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str]:
+    """Returns path -> path below the root of what a file, folder or glob names; hidden names (_x, .x) only where named in full."""
+    named: list[str] = []
     if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(root) and not os.path.exists(root):
-        matches = sorted(glob.glob(root, recursive=True))
-        if not matches:
+        named = glob.glob(root, recursive=True)
+        if not named:
             raise DataError(f"{given}: no file matches")
-        base = os.path.dirname(root[: len(root) - len(root.lstrip("/")) + next(i for i, c in enumerate(root.lstrip("/")) if c in "*?[")])
-        return {p: os.path.relpath(p, base) for match in matches for p in list_root(filesystem, match, given)}
+        root = os.path.dirname(root[: min(root.index(c) for c in "*?[" if c in root)])
     info = filesystem.get_file_info(root)
     if info.type == fs.FileType.NotFound:
         raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
     if info.type == fs.FileType.File:
         return {root: PurePosixPath(root).name}
-    listed = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    files = {i.path: os.path.relpath(i.path, root) for i in listed if i.type == fs.FileType.File}
+    files = {p: os.path.relpath(p, root) for top in named or [root] for p in files_below(filesystem, top)}
     visible = {p: below for p, below in files.items() if not any(part.startswith(("_", ".")) for part in PurePosixPath(below).parts)}
-    parquet = {p: below for p, below in visible.items() if below.endswith((".parquet", ".parq", ".pq"))}
+    parquet = {p: below for p, below in visible.items() if p in named or below.endswith((".parquet", ".parq", ".pq"))}
     if not parquet:
         raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
     partitioned = sorted(below for below in parquet.values() if any("=" in part for part in PurePosixPath(below).parts[:-1]))
@@ -158,6 +160,14 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str
             f"{given}: {partitioned[0]} lies in a partition folder, whose column would be lost; store it as a column of the files"
         )
     return parquet
+
+
+def files_below(filesystem: fs.FileSystem, path: str) -> list[str]:
+    """Returns all files of a folder and of its folders, or the one file that the path is."""
+    if filesystem.get_file_info(path).type != fs.FileType.Directory:
+        return [path]
+    listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    return [info.path for info in listed if info.type == fs.FileType.File]
 
 
 def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str) -> tuple[DataFile, pa.Schema] | str:
@@ -185,7 +195,8 @@ def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str) -> tup
 def one_schema(files: Sequence[tuple[DataFile, pa.Schema]]) -> pa.Schema:
     """Returns the schema that all files share. Raises DataError listing every difference by file and column."""
     first_file, first = files[0]
-    faults = [f"{first_file.path}: {fault}" for fault in unsuitable_columns(first)]
+    unsuitable = {fault: file.path for file, schema in reversed(files) for fault in unsuitable_columns(schema)}
+    faults = [f"{path}: {fault}" for fault, path in unsuitable.items()]
     types = {field.name: field.type for field in first}
     for file, schema in files[1:]:
         here = {field.name: field.type for field in schema}

@@ -64,7 +64,10 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
 def open_bundle(files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "bundle") -> Bundle:
     """Returns the bundle made of `files` (name -> content) after checking every hash. Raises BundleError with the reason."""
     check_files(files, where)
-    model = VAE(**json.loads(files[MODEL]))
+    try:
+        model = VAE(**json.loads(files[MODEL]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{where}: {MODEL} names no model of this code: {error!r}") from error
     try:
         model.load_state_dict(load_tensors(files[WEIGHTS]))
     except (SafetensorError, RuntimeError) as error:
@@ -84,6 +87,8 @@ def check_files(files: Mapping[str, bytes], where: str) -> None:
     expected = {WEIGHTS, MODEL, TABLE}
     if set(hashes) != expected or set(files) != expected | {MANIFEST}:
         raise BundleError(f"{where}: found files {sorted(files)}, expected exactly {sorted(expected | {MANIFEST})}")
+    if files[MANIFEST] != as_json({"format_version": version, "sha256": hashes}):
+        raise BundleError(f"{where}: {MANIFEST} is not the file that was saved; fetch the bundle again")
     for name, sha256 in hashes.items():
         if hashlib.sha256(files[name]).hexdigest() != sha256:
             raise BundleError(f"{where}: {name} is not the file that was saved (its sha256 differs); fetch the bundle again")

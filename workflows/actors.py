@@ -160,7 +160,7 @@ class Generator:
 
     def _decode(self, cells: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Returns column name -> stored cells [B, size]."""
-        arrays = {}
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
         for field in self.encoding.fields:
             ends = np.cumsum([column.size for column in field.columns])
             arrays |= dict(zip((c.name for c in field.columns), np.split(cells[field.name], ends[:-1], axis=1), strict=True))
@@ -175,7 +175,7 @@ class Generator:
         if column.kind == "ignored":
             if column.constant is None:
                 return pa.nulls(GENERATION_CHUNK_ROWS, kind)
-            return pa.array(np.where(missing, None, column.constant).tolist()).cast(kind, safe=False)
+            return pa.array([None if lost else column.constant for lost in missing]).cast(kind, safe=False)
         return self.encoding.decode_column(column.name, arrays[column.name], ~missing)
 
 

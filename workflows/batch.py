@@ -12,7 +12,7 @@ import ray
 from data.output import OutputError, OutputFolder
 from data.table import Table
 from workflows.actors import ModelFiles
-from workflows.cluster import is_submitted
+from workflows.cluster import is_submitted, require_resources
 from workflows.config import BatchClusterConfig, ConfigError
 from workflows.job import TryAgain, logger
 from workflows.registry import PinnedModel, default_tracking_uri, lineage
@@ -44,7 +44,11 @@ def refuse_output_in_input(table: Table, output: OutputFolder) -> None:
 
 
 def num_actors(config: BatchClusterConfig) -> int:
-    """Returns how many actors work at once: one CPU is left for the driver and Ray Data."""
+    """Returns how many actors work at once, when there is a CPU for one: by default all but the one left for Ray Data.
+
+    Raises ServiceError where no CPU can come.
+    """
+    require_resources({"CPU": 1.0}, config.start_timeout_s)
     return config.num_actors or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -70,11 +71,33 @@ def possible_resources() -> dict[str, float]:
     return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in {*have, *may}}
 
 
-def choose_gpu(config: ClusterConfig) -> bool:
-    """Returns whether workers get a GPU each."""
-    if config.use_gpu != "auto":
-        return config.use_gpu
-    return possible_resources().get("GPU", 0) >= config.num_workers
+@dataclass(frozen=True)
+class Workers:
+    """What the training workers get: how many, and the resources of each."""
+
+    num_workers: int
+    use_gpu: bool
+    per_worker: dict[str, float]
+
+
+def claim_workers(config: ClusterConfig) -> Workers:
+    """Returns the workers' resources once the cluster has them, and a CPU more for reading.
+
+    Raises ServiceError where it cannot have them, or they did not come in time.
+    """
+    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.num_workers)
+    per_worker = {"CPU": float(config.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    needed = {name: amount * config.num_workers for name, amount in per_worker.items()}
+    require_resources(needed | {"CPU": needed["CPU"] + 1}, config.start_timeout_s)
+    return Workers(config.num_workers, use_gpu, per_worker)
+
+
+def choose_gpu(num_workers: int) -> bool:
+    """Returns whether every worker can have a GPU."""
+    gpus = possible_resources().get("GPU", 0)
+    if 0 < gpus < num_workers:
+        logger.info("%g GPUs for %d workers: training runs on CPUs; ask for %g workers, or set cluster.use_gpu", gpus, num_workers, gpus)
+    return gpus >= num_workers
 
 
 def require_resources(needed: dict[str, float], timeout_s: float) -> None:
@@ -85,9 +108,8 @@ def require_resources(needed: dict[str, float], timeout_s: float) -> None:
     possible = possible_resources()
     short = {name: amount for name, amount in needed.items() if possible.get(name, 0) < amount}
     if short:
-        raise ServiceError(
-            f"the cluster cannot give {describe(needed)}: it has, or can start, {describe({n: possible.get(n, 0) for n in needed})}; ask for fewer workers"
-        )
+        there = describe({name: possible.get(name, 0) for name in needed})
+        raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {there}; ask for fewer workers")
     deadline = time.monotonic() + timeout_s
     said = 0.0
     while any(ray.cluster_resources().get(name, 0) < amount for name, amount in needed.items()):

@@ -201,7 +201,7 @@ class BatchRegistryConfig:
     """Where the model is found."""
 
     tracking_uri: str | None = None
-    """MLflow tracking server or store that holds the model; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
+    """MLflow store that holds the model; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class TrainConfig:
 
     def check(self) -> None:
         for section in (self.data, self.model, self.objective, self.training, self.cluster):
-            section.check()  # type: ignore[attr-defined]
+            section.check()
         if self.cluster.num_workers > self.data.num_logical_shards:
             raise ConfigError(
                 f"cluster.num_workers is {self.cluster.num_workers}, data.num_logical_shards is {self.data.num_logical_shards}: a worker "

@@ -17,18 +17,15 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from sklearn.datasets import load_digits
 
 from data.columns import Column
+from workflows.digits import write_digits
 from workflows.pictures import image_grid, latent_plane, save
 from workflows.registry import Registry
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("demo")
-NUM_FILES, ROWS_PER_GROUP = 3, 200
 TRAINING = ["--model.hidden_dims", "[256, 128]", "--training.epochs", "80", "--training.global_batch_size", "64"]
 
 
@@ -60,28 +57,6 @@ def job(name: str, *arguments: str) -> dict[str, Any]:
         sys.exit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def write_digits(folder: Path) -> None:
-    """Writes the digits as several Parquet files of several row groups: key, image, label, two derived columns, some nulls."""
-    digits = load_digits()
-    rng = np.random.default_rng(0)
-    ink = digits.data.mean(1)
-    stroke = np.array(["light", "medium", "bold"])[np.digitize(ink, np.quantile(ink, [1 / 3, 2 / 3]))]
-    missing = rng.random((2, len(ink))) < 0.05
-    table = pa.table(
-        {
-            "id": pa.array(np.arange(len(ink)), pa.int64()),
-            "image": pa.FixedSizeListArray.from_arrays(pa.array(digits.data.astype(np.uint8).reshape(-1)), 64),
-            "label": pa.array(digits.target, pa.int32()),
-            "ink": pa.array(ink, mask=missing[0]),
-            "stroke": pa.array(stroke, mask=missing[1]),
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, begin in enumerate(np.linspace(0, len(ink), NUM_FILES + 1).astype(int)[:-1]):
-        part = table.slice(begin, len(ink) // NUM_FILES)
-        pq.write_table(part, folder / f"part-{index}.parquet", row_group_size=ROWS_PER_GROUP)
 
 
 def draw(trained: dict[str, Any], table: Path, embeddings: str, generated: Path) -> Path:

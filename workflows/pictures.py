@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -61,7 +60,7 @@ def save_training_pictures(
 
 
 def save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure).print_png(str(path))
+    figure.savefig(path)
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:

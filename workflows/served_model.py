@@ -17,7 +17,7 @@ from vae import Rows, load_bundle
 SCORE_SAMPLES = 8
 
 
-class ServedVAE(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class ServedVAE(mlflow.pyfunc.PythonModel):
     """predict(frame) gives z_mean_0..; params={"task": "score"} gives elbo_nats_per_row."""
 
     def load_context(self, context: Any) -> None:

@@ -17,7 +17,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.table import open_table
-from workflows.cluster import choose_gpu, connected
+from workflows.cluster import claim_workers, connected
 from workflows.config import TrainConfig
 from workflows.job import logger, run
 from workflows.record import identity, record_end, record_start, refuse_lost_defaults
@@ -39,10 +39,10 @@ def main(config: TrainConfig) -> dict[str, Any]:
         return this.result
     logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))
     with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
-        use_gpu = choose_gpu(config.cluster)
+        workers = claim_workers(config.cluster)
         prepared = prepare(config, table, validation_table)
         record_start(config, this, registry, experiment_id, prepared)
-        progress, bundle = fit(config, prepared, this, registry, use_gpu)
+        progress, bundle = fit(config, prepared, this, registry, workers)
     return record_end(config, this, registry, prepared, progress, bundle, started)
 
 

@@ -31,7 +31,7 @@ from data.split import TRAIN, VALIDATION
 from data.table import DataError, RowGroup, Table
 from workflows.architecture import architecture
 from workflows.checkpoint import BUNDLE, Progress, read_progress
-from workflows.cluster import require_resources
+from workflows.cluster import Workers
 from workflows.config import ConfigError, TrainConfig
 from workflows.job import ComputationError, logger
 from workflows.registry import Registry
@@ -110,16 +110,12 @@ def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, use_gpu: bool) -> tuple[Progress, Path]:
+def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, workers: Workers) -> tuple[Progress, Path]:
     """Trains on the cluster, going on from the run's last checkpoint; returns the progress and a local copy of the bundle.
 
     Raises DataError, ComputationError or ServiceError.
     """
-    workers = config.cluster.num_workers
     check_memory(config, prepared)
-    per_worker = {"CPU": float(config.cluster.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    needed = {name: amount * workers for name, amount in per_worker.items()}
-    require_resources(needed | {"CPU": needed["CPU"] + 1}, config.cluster.start_timeout_s)
     queue = Queue(actor_options={"num_cpus": 0})
     plan = Plan(
         prepared.num_rows[TRAIN],
@@ -141,8 +137,10 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, u
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=per_worker),
-        datasets=datasets(prepared, plan.num_shards, workers),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.per_worker
+        ),
+        datasets=datasets(prepared, plan.num_shards, workers.num_workers),
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         run_config=ray.train.RunConfig(
             name=run.name,
@@ -175,7 +173,7 @@ def check_memory(config: TrainConfig, prepared: Prepared) -> None:
     allowed = config.run.shard_memory_bytes or int(cluster / 2 / config.cluster.num_workers)
     if needed > allowed:
         raise ConfigError(
-            f"run.shard_memory_bytes is {allowed:,}, a worker's {rows:,} rows take {needed:,}; use more workers (cluster.num_workers), or allow more"
+            f"run.shard_memory_bytes is {allowed:,}, a worker's {rows:,} rows take {needed:,}; use more workers (cluster.num_workers)"
         )
 
 

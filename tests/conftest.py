@@ -1,0 +1,36 @@
+"""Real Ray, a real MLflow store, real processes: what the tests of workflows/ share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import ROOT, Trained, run_job
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    from workflows.digits import write_digits
+
+    folder = tmp_path_factory.mktemp("trained")
+    table = folder / "digits"
+    write_digits(table)
+    options = (
+        *("--data.path", str(table), "--data.key", "id", "--run.name", "first", "--registry.model_name", "digits"),
+        *("--training.epochs", "8", "--training.global_batch_size", "64", "--training.learning_rate", "3e-3"),
+        *("--model.hidden_dims", "[64]", "--model.latent_dim", "8"),
+    )
+    return Trained(folder, table, options, run_job(folder, "train.py", *options))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A local Ray cluster that the tests of this session share, so that each fit needs no start of its own."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False})
+    yield str(cluster.address)
+    cluster.shutdown()

@@ -1,0 +1,488 @@
+"""Claims about vae.likelihoods. Shapes: S samples, B rows, D cells, C categorical columns, K categories in all, V values of a range."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath  # type: ignore[import-untyped]
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from vae.likelihoods import (
+    MAX_LOG_SCALE,
+    MIN_LOG_SCALE,
+    NARROW,
+    Bernoulli,
+    BernoulliCells,
+    Categorical,
+    CategoricalCells,
+    CellDistribution,
+    DiscretisedGaussian,
+    Gaussian,
+    Likelihood,
+    log_ndtr,
+    log_normal_mass,
+)
+
+some_examples = settings(max_examples=60, deadline=None)
+both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+float32s = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
+log_scales = st.floats(MIN_LOG_SCALE - 2, MAX_LOG_SCALE + 2)
+
+
+def column(values: list[float] | range, dtype: torch.dtype = torch.float64) -> Tensor:
+    """One cell per row, [V, 1]."""
+    return torch.tensor(list(values), dtype=dtype)[:, None]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def with_log_scale(likelihood: Gaussian | DiscretisedGaussian, log_scale: float) -> None:
+    likelihood.log_scale.data.fill_(log_scale)
+
+
+def bytes_field(center: float = 33.0, scale: float = 64.0, size: int = 1) -> DiscretisedGaussian:
+    """Pixels 0..255, standardised on the device. A scale that is a power of two makes half_width exact in float32."""
+    lower, upper = (0 - center) / scale, (255 - center) / scale
+    return DiscretisedGaussian(size, [0.5 / scale], [lower], [upper], center, scale, "uint8")
+
+
+def integer_field(low: int, high: int, mean: float, scale: float) -> DiscretisedGaussian:
+    """Integers low..high, stored standardised."""
+    return DiscretisedGaussian(1, [0.5 / scale], [(low - mean) / scale], [(high - mean) / scale])
+
+
+def total_mass(likelihood: DiscretisedGaussian, values: Tensor, location: float, dtype: torch.dtype) -> float:
+    """The sum of the probabilities of values [V, 1], which are all that the range holds."""
+    log_mass = likelihood.to(dtype)(torch.full((1, 1), location, dtype=dtype)).log_prob(values).detach()
+    assert log_mass.shape == values.shape
+    assert log_mass.dtype == dtype
+    return float(log_mass.exp().sum())
+
+
+# Gaussian
+
+
+@pytest.mark.parametrize("shared_scale", [False, True])
+@pytest.mark.parametrize("log_scale", [-9.0, MIN_LOG_SCALE, -1.0, 0.0, MAX_LOG_SCALE, 6.0])
+def test_gaussian_integrates_to_one(shared_scale: bool, log_scale: float) -> None:
+    likelihood = Gaussian(2, shared_scale).double()
+    with_log_scale(likelihood, log_scale)
+    scale = math.exp(min(max(log_scale, MIN_LOG_SCALE), MAX_LOG_SCALE))
+    location = torch.tensor([[0.3, -4.0]], dtype=torch.float64)
+    values = location + scale * torch.linspace(-10, 10, 801, dtype=torch.float64)[:, None]
+    density = likelihood(location).log_prob(values).exp()
+    torch.testing.assert_close(density.sum(0) * scale / 40, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_gaussian_is_torchs_with_a_scale_per_cell_and_a_sample_dimension() -> None:
+    likelihood = Gaussian(3).double()
+    likelihood.log_scale.data = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64)
+    outputs = torch.randn(5, 4, 3, generator=generator(), dtype=torch.float64)
+    values = torch.randn(4, 3, generator=generator(1), dtype=torch.float64)
+    expected: Distribution = Normal(outputs, likelihood.log_scale.exp())
+    torch.testing.assert_close(likelihood(outputs).log_prob(values), expected.log_prob(values), rtol=1e-12, atol=1e-12)
+
+
+# The mass of an interval
+
+
+def exact_log_mass(middle: float, half_width: float, at_lower: bool = False, at_upper: bool = False) -> float:
+    """log(Phi(middle + half_width) - Phi(middle - half_width)) to 60 digits, rounded once."""
+    with mpmath.workdps(60):
+        ends = mpmath.mpf(middle) - mpmath.mpf(half_width), mpmath.mpf(middle) + mpmath.mpf(half_width)
+        lower, upper = -mpmath.inf if at_lower else ends[0], mpmath.inf if at_upper else ends[1]
+        if lower + upper > 0:
+            lower, upper = -upper, -lower
+        tails = [mpmath.erfc(-end / mpmath.sqrt(2)) / 2 for end in (lower, upper)]
+        return float(mpmath.log(tails[1] - tails[0]))
+
+
+def log_mass_of(
+    middle: float, half_width: float, dtype: torch.dtype, at_lower: bool = False, at_upper: bool = False
+) -> tuple[float, float]:
+    """What the code says, and the exact answer for the numbers as that precision holds them."""
+    m, h = torch.tensor(middle, dtype=dtype), torch.tensor(half_width, dtype=dtype)
+    actual = log_normal_mass(m, h, torch.tensor(at_lower), torch.tensor(at_upper))
+    assert actual.dtype == dtype
+    return actual.item(), exact_log_mass(m.item(), h.item(), at_lower, at_upper)
+
+
+interval_middles = st.floats(-50, 50)
+interval_half_widths = st.one_of(st.floats(-8, 1).map(lambda e: 10**e), st.floats(0.4 * NARROW, 0.6 * NARROW))
+
+
+@settings(max_examples=300, deadline=None)
+@given(middle=interval_middles, half_width=interval_half_widths)
+def test_interval_mass_in_float64_is_exact_to_the_error_that_its_docstring_states(middle: float, half_width: float) -> None:
+    actual, exact = log_mass_of(middle, half_width, torch.float64)
+    expansion = half_width**2 * ((middle * half_width) ** 2 / 45 + half_width**2 / 90) if half_width < 0.5 * NARROW else 0.0
+    assert abs(actual - exact) <= expansion + 5e-10 + 1e-14 * abs(exact)
+    assert expansion < 4e-8
+
+
+@some_examples
+@given(middle=interval_middles, half_width=interval_half_widths)
+def test_interval_mass_in_float32_keeps_five_digits(middle: float, half_width: float) -> None:
+    actual, exact = log_mass_of(middle, half_width, torch.float32)
+    assert abs(actual - exact) <= 1e-5 * (1 + abs(exact))
+
+
+@some_examples
+@given(middle=interval_middles, half_width=interval_half_widths, lower=st.booleans())
+def test_an_end_of_the_range_has_the_mass_of_its_whole_tail(middle: float, half_width: float, lower: bool) -> None:
+    actual, exact = log_mass_of(middle, half_width, torch.float64, at_lower=lower, at_upper=not lower)
+    assert abs(actual - exact) <= 1e-14 * (1 + abs(exact))
+
+
+def test_a_range_of_one_value_has_all_mass_in_it() -> None:
+    assert log_mass_of(40.0, 0.1, torch.float64, at_lower=True, at_upper=True)[0] == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    middle=st.floats(-30, 30),
+    half_width=st.one_of(st.floats(-5, -2.5), st.floats(-2, 1)).map(lambda e: 10**e),
+    end=st.sampled_from([(False, False), (True, False), (False, True)]),
+)
+def test_gradients_of_the_interval_mass_are_its_slopes(middle: float, half_width: float, end: tuple[bool, bool]) -> None:
+    def log_mass(m: Tensor, log_h: Tensor) -> Tensor:
+        return log_normal_mass(m, log_h.exp(), torch.tensor(end[0]), torch.tensor(end[1]))
+
+    inputs = [torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in (middle, math.log(half_width))]
+    assert torch.autograd.gradcheck(log_mass, inputs, eps=1e-6, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("half_width", [1e-6, 1e-3, 0.02, 1.0])
+@pytest.mark.parametrize("end", [(False, False), (True, False), (False, True)])
+def test_gradients_of_the_interval_mass_in_float32_hold_far_out_in_the_tails(half_width: float, end: tuple[bool, bool]) -> None:
+    distances = torch.tensor([0.0, 0.1, 1.0, 10.0, 1e2, 1e3, 5e3, 1e4, 1e5, 1e6, 1e10, 1e15])
+
+    def slopes(dtype: torch.dtype) -> Tensor:
+        middle = torch.cat([-distances, distances]).to(dtype).requires_grad_()
+        width = torch.full_like(middle, half_width)
+        log_mass = log_normal_mass(middle, width, torch.full(middle.shape, end[0]), torch.full(middle.shape, end[1]))
+        return torch.autograd.grad(log_mass.sum(), middle)[0]
+
+    torch.testing.assert_close(slopes(torch.float32).double(), slopes(torch.float64), rtol=1e-4, atol=1e-4)
+    towards_the_mean = slopes(torch.float32)[8:12] if end[0] else -slopes(torch.float32)[-4:]
+    torch.testing.assert_close(towards_the_mean, distances[-4:], rtol=1e-3, atol=0)
+
+
+@both_precisions
+@pytest.mark.parametrize("x", [-1e6, -1e4, -1e3, -50.0, -5.0, -1.001, -1.0, -0.5, 0.0, 1.0, 5.0])
+def test_log_ndtr_and_its_gradient_are_exact_to_rounding(x: float, dtype: torch.dtype) -> None:
+    number = torch.tensor(x, dtype=dtype, requires_grad=True)
+    value = log_ndtr(number)
+    (slope,) = torch.autograd.grad(value, number)
+    with mpmath.workdps(60):
+        at = mpmath.mpf(number.item())
+        phi = mpmath.erfc(-at / mpmath.sqrt(2)) / 2
+        exact, exact_slope = float(mpmath.log(phi)), float(mpmath.npdf(at) / phi)
+    rtol = 20 * torch.finfo(dtype).eps
+    assert value.item() == pytest.approx(exact, rel=rtol)
+    assert slope.item() == pytest.approx(exact_slope, rel=rtol)
+
+
+# Discretised Gaussian
+
+SUM_LOG_SCALES = [-9.0, MIN_LOG_SCALE, -4.0, -1.0, 0.0, 0.43, 0.46, 1.0, 2.0, MAX_LOG_SCALE, 6.0]
+
+
+def test_the_scales_of_the_sums_below_use_both_branches() -> None:
+    widths = [float(bytes_field().half_width) * math.exp(-log_scale) for log_scale in SUM_LOG_SCALES]
+    assert {width < 0.5 * NARROW for width in widths} == {True, False}
+
+
+@pytest.mark.parametrize("log_scale", SUM_LOG_SCALES)
+@pytest.mark.parametrize("location", [-30.0, -0.52, 0.0, 1.2345, 3.4, 40.0])
+def test_the_probabilities_of_all_bytes_sum_to_one(log_scale: float, location: float) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)[:, None]
+    exact, rounded = bytes_field(), bytes_field(center=33.3, scale=78.6)
+    for field in (exact, rounded):
+        with_log_scale(field, log_scale)
+    assert total_mass(exact, pixels, location, torch.float64) == pytest.approx(1, abs=1e-9)
+    assert total_mass(rounded, pixels, location, torch.float64) == pytest.approx(1, abs=2e-7)  # half_width is held in float32
+    for field in (exact, rounded):
+        assert total_mass(field, pixels, location, torch.float32) == pytest.approx(1, abs=1e-4)
+
+
+@some_examples
+@given(
+    low=st.integers(-300, 300),
+    num_values=st.integers(1, 400),
+    mean=st.integers(-4000, 4000).map(lambda n: n / 8),
+    log2_scale=st.integers(-4, 9),
+    location=st.floats(-10, 10),
+    log_scale=log_scales,
+)
+def test_the_probabilities_of_all_integers_of_a_range_sum_to_one_in_standardised_storage(
+    low: int, num_values: int, mean: float, log2_scale: int, location: float, log_scale: float
+) -> None:
+    scale = 2.0**log2_scale
+    field = integer_field(low, low + num_values - 1, mean, scale)
+    with_log_scale(field, log_scale)
+    values = (column(range(low, low + num_values)) - mean) / scale
+    assert total_mass(field, values, location, torch.float64) == pytest.approx(1, abs=1e-9)
+    assert total_mass(field, values.float(), location, torch.float32) == pytest.approx(1, abs=2e-4)
+
+
+def test_cells_have_ranges_and_widths_of_their_own() -> None:
+    field = DiscretisedGaussian(2, [0.5, 0.125], [-2.0, -0.25], [2.0, 0.5]).double()
+    distribution = field(torch.tensor([[0.7, 0.1]], dtype=torch.float64))
+    first, second = column([-2, -1, 0, 1, 2]), column([-0.25, 0, 0.25, 0.5])
+    masses = distribution.log_prob(torch.cat([first, torch.zeros_like(first)], 1)).exp()[:, 0]
+    others = distribution.log_prob(torch.cat([torch.zeros_like(second), second], 1)).exp()[:, 1]
+    assert masses.sum().item() == pytest.approx(1, abs=1e-12)
+    assert others.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_bytes_and_their_standardised_numbers_have_the_same_probabilities() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)[:, None]
+    field = bytes_field()
+    standardised = integer_field(0, 255, mean=33.0, scale=64.0)
+    outputs = torch.randn(3, 256, 1, generator=generator())
+    torch.testing.assert_close(field(outputs).log_prob(pixels), standardised(outputs).log_prob(field.features(pixels)))
+
+
+# Bernoulli and categorical
+
+
+@given(logit=st.floats(-1e4, 1e4))
+def test_bernoulli_probabilities_sum_to_one(logit: float) -> None:
+    for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        log_probs = BernoulliCells(torch.tensor([[logit]], dtype=dtype)).log_prob(torch.tensor([[0], [1]], dtype=torch.int8))
+        assert log_probs.isfinite().all()
+        assert log_probs.exp().sum().item() == pytest.approx(1, abs=atol)
+        assert (log_probs <= 0).all()
+
+
+def test_bernoulli_log_odds_are_its_logits() -> None:
+    logits = torch.linspace(-30, 30, 61, dtype=torch.float64)[:, None]
+    distribution = BernoulliCells(logits)
+    log_odds = distribution.log_prob(torch.ones(61, 1)) - distribution.log_prob(torch.zeros(61, 1))
+    torch.testing.assert_close(log_odds, logits, rtol=1e-8, atol=0)
+    torch.testing.assert_close(distribution.mean, distribution.log_prob(torch.ones(61, 1)).exp(), rtol=1e-8, atol=0)
+
+
+SIZES = [3, 1, 5, 2]
+
+
+def categorical_log_probs(distribution: CellDistribution) -> list[Tensor]:
+    """log p of each category, per column: [S, B, size] each. The other columns stand at category 0."""
+    result = []
+    for index, size in enumerate(SIZES):
+        codes = torch.zeros(size, len(SIZES), dtype=torch.int32)
+        codes[:, index] = torch.arange(size)
+        result.append(torch.stack([distribution.log_prob(code[None])[..., index] for code in codes], -1))
+    return result
+
+
+@pytest.mark.parametrize("size_of_logits", [1.0, 30.0, 1e4])
+@both_precisions
+def test_each_categorical_column_is_a_log_softmax_of_its_own_logits(size_of_logits: float, dtype: torch.dtype) -> None:
+    logits = (2 * torch.rand(2, 7, sum(SIZES), generator=generator(), dtype=dtype) - 1) * size_of_logits
+    log_probs = categorical_log_probs(Categorical(SIZES).to(dtype)(logits))
+    eps = torch.finfo(dtype).eps
+    for actual, scores in zip(log_probs, torch.split(logits, SIZES, -1), strict=True):
+        assert actual.isfinite().all()
+        torch.testing.assert_close(actual, torch.log_softmax(scores, -1), rtol=4 * eps, atol=16 * eps)
+        torch.testing.assert_close(actual.exp().sum(-1), torch.ones(2, 7, dtype=dtype), rtol=0, atol=32 * eps)
+
+
+def test_extreme_logits_stay_finite_with_their_gradients() -> None:
+    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4, -1e4, 0.0, 1e4, 1e4, -1e4, 1e4, -1e4]], requires_grad=True)
+    for codes in ([0, 0, 0, 0], [1, 0, 4, 1], [2, 0, 2, 0]):
+        log_prob = Categorical(SIZES)(logits).log_prob(torch.tensor([codes], dtype=torch.int32))
+        (slope,) = torch.autograd.grad(log_prob.sum(), logits)
+        assert log_prob.isfinite().all()
+        assert (log_prob <= 0).all()
+        assert slope.isfinite().all()
+        assert slope.sum().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_categorical_gradients_are_its_slopes() -> None:
+    logits = torch.randn(2, 3, sum(SIZES), generator=generator(), dtype=torch.float64, requires_grad=True)
+    codes = torch.tensor([[2, 0, 4, 1], [0, 0, 0, 0], [1, 0, 3, 0]], dtype=torch.int32)
+    field = Categorical(SIZES).double()
+    assert torch.autograd.gradcheck(lambda scores: field(scores).log_prob(codes), [logits])
+
+
+def test_probabilities_sum_to_one_under_bfloat16_autocast_too() -> None:
+    logits = 3 * torch.randn(1, 7, sum(SIZES), generator=generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = categorical_log_probs(Categorical(SIZES)(logits))
+        field = bytes_field()
+        with_log_scale(field, -1.0)
+        masses = field(torch.full((1, 1), 0.3)).log_prob(torch.arange(256, dtype=torch.uint8)[:, None]).exp()
+    for log_prob in log_probs:
+        torch.testing.assert_close(log_prob.exp().sum(-1), torch.ones(1, 7), rtol=0, atol=1e-5)
+    assert masses.sum().item() == pytest.approx(1, abs=1e-4)
+
+
+# No input makes a NaN or an infinity
+
+
+def assert_finite(likelihood: Likelihood, output: float, values: Tensor) -> None:
+    outputs = torch.full((1, likelihood.num_outputs), output, requires_grad=True)
+    log_prob = likelihood(outputs).log_prob(values)
+    slopes = torch.autograd.grad(log_prob.sum(), [outputs, *likelihood.parameters()])
+    for tensor in (log_prob, *slopes):
+        assert tensor.isfinite().all(), (log_prob, slopes)
+
+
+extremes = st.one_of(float32s, st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e15, 1e30, 3e38]).flatmap(lambda x: st.sampled_from([x, -x])))
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=extremes, location=extremes, log_scale=extremes)
+def test_no_finite_value_location_or_scale_gives_a_nan_or_an_infinity(value: float, location: float, log_scale: float) -> None:
+    small, large = integer_field(-128, 127, 3.0, 60.0), integer_field(-(2**63), 2**63 - 1, 1e9, 1e12)
+    fields: list[Gaussian | DiscretisedGaussian] = [Gaussian(1), Gaussian(1, shared_scale=True), small, large]
+    for field in fields:
+        with_log_scale(field, log_scale)
+        assert_finite(field, location, torch.tensor([[value]]))
+    pixels = bytes_field()
+    with_log_scale(pixels, log_scale)
+    for pixel in (0, 1, 254, 255):
+        assert_finite(pixels, location, torch.tensor([[pixel]], dtype=torch.uint8))
+
+
+@given(logit=st.floats(-(2.0**126), 2.0**126, width=32, allow_subnormal=False))  # differences of logits are floats, too
+def test_no_finite_logit_gives_a_nan_or_an_infinity(logit: float) -> None:
+    for value in (0, 1):
+        assert_finite(Bernoulli(1), logit, torch.tensor([[value]], dtype=torch.int8))
+    outputs = torch.tensor([[logit, -logit, 0.0]], requires_grad=True)
+    for code in range(3):
+        log_prob = Categorical([3])(outputs).log_prob(torch.tensor([[code]], dtype=torch.int32))
+        assert log_prob.isfinite().all()
+        assert torch.autograd.grad(log_prob.sum(), outputs)[0].isfinite().all()
+
+
+# Sampling
+
+NUM_DRAWS = 40_000
+
+
+def assert_frequencies(drawn: Tensor, probabilities: Tensor) -> None:
+    """Counts of drawn integers 0..V-1 are within 5 standard errors of their expectation, of which no cell in a million is outside."""
+    counts = torch.bincount(drawn.long().flatten(), minlength=len(probabilities)).double()
+    assert len(counts) == len(probabilities)
+    expected = drawn.numel() * probabilities.double()
+    assert ((counts - expected).abs() <= 5 * (expected * (1 - probabilities.double())).sqrt() + 1).all()
+
+
+def draw(likelihood: Likelihood, outputs: list[float], seed: int = 0) -> Tensor:
+    """NUM_DRAWS draws of every cell, [NUM_DRAWS, D]."""
+    distribution: CellDistribution = likelihood(torch.tensor([outputs]).expand(NUM_DRAWS, -1))
+    return distribution.sample(generator(seed))
+
+
+@pytest.mark.parametrize(("location", "log_scale"), [(0.3, -3.0), (-0.4, 0.0), (3.6, 0.0), (1.0, 2.0)])
+def test_bytes_are_drawn_as_often_as_they_are_probable(location: float, log_scale: float) -> None:
+    field = bytes_field(center=33.3, scale=78.6)
+    with_log_scale(field, log_scale)
+    drawn = draw(field, [location])
+    assert drawn.dtype == torch.uint8
+    masses = field(torch.tensor([[location]])).log_prob(torch.arange(256, dtype=torch.uint8)[:, None]).exp()[:, 0]
+    assert_frequencies(drawn, masses.detach())
+
+
+@pytest.mark.parametrize(("location", "log_scale"), [(0.1, -1.0), (2.0, 0.0), (0.0, 2.0)])
+def test_standardised_integers_are_drawn_as_often_as_they_are_probable(location: float, log_scale: float) -> None:
+    field = integer_field(-3, 5, mean=0.7, scale=1.9)
+    with_log_scale(field, log_scale)
+    drawn = draw(field, [location])
+    assert drawn.dtype == torch.float32
+    assert (drawn >= field.lower).all()
+    assert (drawn <= field.upper).all()
+    integers = (drawn.double() * 1.9 + 0.7).round()  # as data/ decodes them
+    masses = field(torch.tensor([[location]])).log_prob((column(range(-3, 6), torch.float32) - 0.7) / 1.9).exp()[:, 0]
+    assert_frequencies(integers + 3, masses.detach())
+
+
+def test_gaussian_draws_have_its_mean_variance_and_quantiles() -> None:
+    likelihood = Gaussian(2)
+    likelihood.log_scale.data = torch.tensor([-2.0, 1.0])
+    drawn = draw(likelihood, [0.5, -3.0])
+    assert drawn.dtype == torch.float32
+    standardised = (drawn.double() - torch.tensor([0.5, -3.0])) / likelihood.log_scale.detach().exp()
+    assert (standardised.mean(0).abs() < 5 / math.sqrt(NUM_DRAWS)).all()
+    assert ((standardised.var(0) - 1).abs() < 5 * math.sqrt(2 / NUM_DRAWS)).all()
+    deciles = torch.special.ndtr(standardised).mul(10).floor()
+    for cell in deciles.T:
+        assert_frequencies(cell, torch.full((10,), 0.1))
+
+
+def test_booleans_are_drawn_as_often_as_they_are_probable() -> None:
+    logits = [-6.0, -1.0, 0.0, 2.5]
+    drawn = draw(Bernoulli(4), logits)
+    assert drawn.dtype == torch.int8
+    for cell, probability in zip(drawn.T, torch.tensor(logits).sigmoid(), strict=True):
+        assert_frequencies(cell, torch.stack([1 - probability, probability]))
+
+
+def test_categories_are_drawn_as_often_as_they_are_probable() -> None:
+    logits = (2 * torch.randn(sum(SIZES), generator=generator(3))).tolist()
+    drawn = draw(Categorical(SIZES), logits)
+    assert drawn.dtype == torch.int32
+    for cell, scores in zip(drawn.T, torch.split(torch.tensor(logits), SIZES), strict=True):
+        assert_frequencies(cell, scores.softmax(-1))
+
+
+every_likelihood = pytest.mark.parametrize(
+    "likelihood",
+    [Gaussian(3), bytes_field(size=3), integer_field(-3, 5, 0.7, 1.9), Bernoulli(3), Categorical(SIZES)],
+    ids=["gaussian", "bytes", "integers", "bernoulli", "categorical"],
+)
+
+
+@every_likelihood
+def test_the_same_seed_draws_the_same_cells_and_another_draws_others(likelihood: Likelihood) -> None:
+    outputs = torch.randn(50, likelihood.num_outputs, generator=generator())
+    first, again, other = (likelihood(outputs).sample(generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@every_likelihood
+def test_draws_and_means_fit_the_features_and_have_finite_log_probabilities(likelihood: Likelihood) -> None:
+    distribution = likelihood(torch.randn(50, likelihood.num_outputs, generator=generator()))
+    drawn = distribution.sample(generator(1))
+    assert drawn.shape == distribution.mean.shape == (50, likelihood.size)
+    assert likelihood.features(drawn).shape == (50, likelihood.num_features) == (50, len(likelihood.cell_of_feature()))
+    assert distribution.log_prob(drawn).shape == (50, likelihood.size)
+    assert distribution.log_prob(drawn).isfinite().all()
+
+
+@pytest.mark.parametrize("extreme", [-1e30, -1e3, 1e3, 1e30])
+def test_draws_stay_in_range_whatever_the_decoder_says(extreme: float) -> None:
+    edge = 255 if extreme > 0 else 0
+    assert (draw(bytes_field(), [extreme]) == edge).all()
+    field = integer_field(-3, 5, 0.7, 1.9)
+    assert (draw(field, [extreme]) == (field.upper if extreme > 0 else field.lower)).all()
+    codes = draw(Categorical(SIZES), [extreme, -extreme] * 5 + [extreme])
+    assert (codes >= 0).all()
+    assert (codes < torch.tensor(SIZES)).all()
+
+
+def test_means_are_in_stored_units() -> None:
+    pixels = bytes_field()(torch.tensor([[0.1], [-9.0], [9.0]])).mean
+    assert pixels.dtype == torch.uint8
+    assert pixels[:, 0].tolist() == [39, 0, 255]  # round(33 + 6.4), and the ends
+    assert Gaussian(2)(torch.tensor([[0.5, -1.0]])).mean.tolist() == [[0.5, -1.0]]
+    scores = torch.tensor([[0.0, 2.0, 1.0, -5.0, 0.0, 0.0, 0.0, 3.0, 0.0, 1.0, 2.0]])
+    modes = Categorical(SIZES)(scores)
+    assert isinstance(modes, CategoricalCells)
+    assert modes.mean.tolist() == [[1, 0, 3, 1]]
+
+
+def test_categories_are_one_hot_for_the_encoder() -> None:
+    features = Categorical(SIZES).features(torch.tensor([[2, 0, 4, 1]], dtype=torch.int32))
+    assert features.tolist() == [[0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1]]

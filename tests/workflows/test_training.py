@@ -1,0 +1,135 @@
+"""Training through Ray Train: the same numbers on any number of workers, across kills, and with hardly any rows."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.running import Outcome, Trained, run_job, start_job
+
+SMALL = ("--model.hidden_dims", "[32]", "--model.latent_dim", "4", "--training.learning_rate", "3e-3")
+
+
+def train(folder: Path, address: str, *options: object) -> Outcome:
+    return run_job(folder, "train.py", *SMALL, "--cluster.address", address, *options)
+
+
+def history(folder: Path, run_id: str, name: str) -> list[float]:
+    """Returns a metric's values in the order of their epochs, one per epoch."""
+    points = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_metric_history(run_id, name)
+    assert [point.step for point in points] == list(range(len(points)))
+    return [point.value for point in points]
+
+
+@pytest.fixture(scope="module")
+def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """257 digits in two files of uneven row groups: no number of workers, shards or rows per step divides them."""
+    folder = tmp_path_factory.mktemp("prime")
+    table = pq.read_table(trained.table / "part-0.parquet")
+    pq.write_table(table.slice(0, 100), folder / "a.parquet", row_group_size=7)
+    pq.write_table(table.slice(100, 157), folder / "b.parquet", row_group_size=64)
+    return folder
+
+
+def test_losses_do_not_depend_on_the_number_of_workers(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    runs: list[dict[str, Any]] = []
+    for workers in (1, 2, 3):
+        options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 4, "--training.global_batch_size", 13)
+        runs.append(train(tmp_path, ray_address, *options, "--cluster.num_workers", workers, "--run.name", f"w{workers}").json)
+    assert all(run["train"]["num_rows"] + run["validation"]["num_rows"] == 257 for run in runs)
+    for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row", "validation/kl_nats_per_row"):
+        one, *others = (history(tmp_path, run["run_id"], name) for run in runs)
+        assert len(one) == 4
+        assert one[0] != one[-1]
+        for other in others:
+            assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_a_worker_without_rows_takes_part_with_weight_zero(trained: Trained, ray_address: str, tmp_path: Path) -> None:
+    table = tmp_path / "three.parquet"
+    pq.write_table(pq.read_table(trained.table / "part-0.parquet").slice(0, 3).drop_columns("id"), table)
+    options = ("--data.path", table, "--data.validation_fraction", 0, "--training.epochs", 3)
+    four = train(tmp_path, ray_address, *options, "--cluster.num_workers", 4, "--run.name", "four").json
+    one = train(tmp_path, ray_address, *options, "--cluster.num_workers", 1, "--run.name", "one").json
+    assert four["train"]["num_rows"] == one["train"]["num_rows"] == 3
+    assert four["validation"] == {"num_rows": 0} | dict.fromkeys(list(one["validation"])[1:])
+    assert four["train"]["elbo_nats_per_row"] == pytest.approx(one["train"]["elbo_nats_per_row"], rel=1e-5)
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    options = ("--data.path", prime_table, "--data.key", "id", "--training.learning_rate", "1e-30", "--training.epochs", 50)
+    stopped = train(tmp_path, ray_address, *options, "--training.early_stopping_patience", 2).json
+    assert stopped["num_epochs"] == 3  # the weights never move: the first epoch stays the best, and two more are waited for
+
+
+def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Trained, ray_address: str, tmp_path: Path) -> None:
+    first, second = trained.table / "part-0.parquet", trained.table / "part-1.parquet"
+    options = ("--data.path", first, "--data.validation_path", second, "--training.epochs", 1)
+    result = train(tmp_path, ray_address, "--data.key", "id", *options).json
+    assert (result["train"]["num_rows"], result["validation"]["num_rows"]) == (599, 599)
+
+
+def test_bad_rows_are_named_by_file_and_column_with_code_65(ray_address: str, tmp_path: Path) -> None:
+    good = pa.table({"id": [1, 2, 3, 4], "x": [0.5, 1.5, 2.5, 9.5]})
+    pq.write_table(good, tmp_path / "a.parquet")
+    for column, values, said in (("x", [0.5, float("inf"), 1.0, 2.0], "'x'"), ("id", [1, None, 3, 4], "b.parquet: column 'id'")):
+        bad = good.set_column(good.schema.get_field_index(column), column, pa.array(values, good.schema.field(column).type))
+        pq.write_table(bad, tmp_path / "b.parquet")
+        ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.key", "id", "--data.validation_fraction", 0)
+        assert ended.code == 65, ended.stderr
+        assert said in ended.stderr
+    text = tmp_path / "c.parquet"
+    text.write_text("not Parquet at all")
+    ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet")
+    assert (ended.code, "c.parquet" in ended.stderr) == (65, True)
+
+
+def test_what_the_cluster_cannot_give_fails_at_once_saying_what_is_there(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    ended = train(tmp_path, ray_address, "--data.path", prime_table, "--cluster.use_gpu", "true")
+    assert ended.code == 69
+    assert "2 GPU" in ended.stderr
+    assert "6 CPU" in ended.stderr
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Reads the job's log until a line has the text."""
+    assert process.stderr is not None
+    seen: list[str] = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def end(process: subprocess.Popen[str], number: int) -> int:
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
+def test_a_stopped_run_goes_on_under_its_name_as_if_nothing_had_happened(number: int, code: int, trained: Trained, tmp_path: Path) -> None:
+    options: Sequence[object] = ("--data.path", trained.table, "--data.key", "id", "--run.name", "again", "--registry.model_name", "m")
+    options = (*SMALL, *options, "--training.epochs", 12, "--training.global_batch_size", 16)
+    process = start_job(tmp_path, "train.py", *options)
+    wait_for(process, "epoch 3/12")
+    assert end(process, number) == code
+    resumed = run_job(tmp_path, "train.py", *options).json
+    undisturbed = run_job(tmp_path, "train.py", *options, "--run.name", "whole").json
+    assert resumed["num_epochs"] == undisturbed["num_epochs"] == 12
+    for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row"):
+        again, whole = (history(tmp_path, run["run_id"], name) for run in (resumed, undisturbed))
+        assert again == pytest.approx(whole, rel=1e-6)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert sorted(version.run_id for version in client.search_model_versions("name = 'm'")) == sorted(
+        [resumed["run_id"], undisturbed["run_id"]]
+    )
