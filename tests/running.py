@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,20 +35,22 @@ def job_environment(**extra: str) -> dict[str, str]:
     return kept | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} | extra
 
 
-def start_job(folder: Path, name: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Starts a job's entry file in `folder` as a user would, from a checkout without installation."""
-    command = [sys.executable, str(ROOT / "workflows" / name), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=job_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def job_command(name: str, *arguments: object) -> list[str]:
+    """Returns the command line that a user types in a checkout without installation."""
+    return [sys.executable, str(ROOT / "workflows" / name), *map(str, arguments)]
+
+
+def start_job(folder: Path, name: str, *arguments: object, stream: IO[str]) -> subprocess.Popen[str]:
+    """Starts a job in `folder`, both its streams going to a file."""
+    return subprocess.Popen(job_command(name, *arguments), cwd=folder, env=job_environment(), stdout=stream, stderr=stream, text=True)
 
 
 def run_job(folder: Path, name: str, *arguments: object, **environment: str) -> Outcome:
-    """Runs a job's entry file in `folder` to its end."""
-    process = start_job(folder, name, *arguments, **environment)
-    stdout, stderr = process.communicate(timeout=500)
-    lines = stdout.splitlines()
-    return Outcome(process.returncode, json.loads(lines[-1]) if process.returncode == 0 and lines else None, stdout, stderr)
+    """Runs a job in `folder` to its end."""
+    command = job_command(name, *arguments)
+    done = subprocess.run(command, cwd=folder, env=job_environment(**environment), capture_output=True, text=True, timeout=500, check=False)
+    lines = done.stdout.splitlines()
+    return Outcome(done.returncode, json.loads(lines[-1]) if done.returncode == 0 and lines else None, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True)

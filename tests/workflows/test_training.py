@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,30 +99,25 @@ def test_what_the_cluster_cannot_give_fails_at_once_saying_what_is_there(prime_t
     assert "6 CPU" in ended.stderr
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> None:
-    """Reads the job's log until a line has the text."""
-    assert process.stderr is not None
-    seen: list[str] = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return
-    raise AssertionError("".join(seen))
-
-
-def end(process: subprocess.Popen[str], number: int) -> int:
-    process.send_signal(number)
-    process.communicate(timeout=120)
-    return process.returncode
+def stop_when(folder: Path, text: str, number: int, *options: object) -> int:
+    """Starts a training, sends it a signal once its log has the text, and returns its exit code."""
+    log = folder / "log.txt"
+    with log.open("w") as stream:
+        process = start_job(folder, "train.py", *options, stream=stream)
+        deadline = time.monotonic() + 200
+        while text not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        process.send_signal(number)
+        return process.wait(timeout=60)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
 def test_a_stopped_run_goes_on_under_its_name_as_if_nothing_had_happened(number: int, code: int, trained: Trained, tmp_path: Path) -> None:
     options: Sequence[object] = ("--data.path", trained.table, "--data.key", "id", "--run.name", "again", "--registry.model_name", "m")
     options = (*SMALL, *options, "--training.epochs", 12, "--training.global_batch_size", 16)
-    process = start_job(tmp_path, "train.py", *options)
-    wait_for(process, "epoch 3/12")
-    assert end(process, number) == code
+    assert stop_when(tmp_path, "epoch 3/12", number, *options) == code
     resumed = run_job(tmp_path, "train.py", *options).json
     undisturbed = run_job(tmp_path, "train.py", *options, "--run.name", "whole").json
     assert resumed["num_epochs"] == undisturbed["num_epochs"] == 12
