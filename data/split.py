@@ -45,7 +45,7 @@ def hash_strings(values: pa.LargeBinaryArray) -> Hashes:
     powers = np.full(int(lengths.max(initial=0)) + 1, POWER, np.uint64).cumprod(dtype=np.uint64)
     terms = np.concatenate([np.zeros(1, np.uint64), (BYTE_TABLE[content] * powers[places]).cumsum(dtype=np.uint64)])
     sums = terms[offsets[1:] - begin] - terms[offsets[:-1] - begin]
-    return mix(sums ^ mix(lengths.astype(np.uint64)))
+    return mix(sums ^ mix(lengths.astype(np.uint64) ^ INTEGER_KEY))
 
 
 def hash_key_column(column: pa.ChunkedArray, where: str) -> Hashes:

@@ -175,7 +175,8 @@ class Generator:
         if column.kind == "ignored":
             if column.constant is None:
                 return pa.nulls(GENERATION_CHUNK_ROWS, kind)
-            return pa.array([None if lost else column.constant for lost in missing]).cast(kind, safe=False)
+            values = [None if lost else column.constant for lost in missing]
+            return pa.array(values, kind) if pa.types.is_integer(kind) else pa.array(values).cast(kind, safe=False)
         return self.encoding.decode_column(column.name, arrays[column.name], ~missing)
 
 

@@ -6,8 +6,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from workflows.architecture import architecture
 from workflows.checkpoint import BUNDLE, Progress, read_progress
 from workflows.cluster import Workers
 from workflows.config import ConfigError, TrainConfig
-from workflows.job import ComputationError, logger
+from workflows.job import ComputationError, ServiceError, logger
 from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.training_loop import WorkerTask, train_worker
@@ -149,8 +151,8 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, w
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with following(queue, registry, str(run.mlflow_run_id), config.training.epochs):
-        result = trainer.fit()
+    log = partial(log_epoch, registry=registry, run_id=str(run.mlflow_run_id), num_epochs=config.training.epochs)
+    result = run_trainer(trainer, log, queue)
     return collect(result, Path(run.path).name)
 
 
@@ -177,49 +179,46 @@ def check_memory(config: TrainConfig, prepared: Prepared) -> None:
         )
 
 
-class following:
-    """While open, says each epoch's progress as it comes and logs it to MLflow; a store that is away costs nothing but a warning."""
+def run_trainer(trainer: TorchTrainer, on_epoch: Callable[[Mapping[str, float]], None], queue: Queue) -> ray.train.Result:
+    """Returns the trainer's result, handing every epoch's metrics on as they come.
 
-    def __init__(self, queue: Queue, registry: Registry, run_id: str, num_epochs: int) -> None:
-        self.queue, self.registry, self.run_id, self.num_epochs = queue, registry, run_id, num_epochs
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+    Training is waited for in a thread of its own: on the main thread Ray Train 2.60 takes Ctrl-C for itself and exits.
+    """
+    outcome: Future[ray.train.Result] = Future()
 
-    def __enter__(self) -> None:
-        self.thread.start()
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # raised again where the result is asked for
+            outcome.set_exception(error)
 
-    def __exit__(self, *exc: object) -> None:
-        self.done.set()
-        self.thread.join(timeout=30)
+    threading.Thread(target=fit, daemon=True).start()
+    while True:
+        ended = outcome.done()
+        try:
+            on_epoch(queue.get(timeout=0.5))
+        except Empty:
+            if ended:
+                return outcome.result()
 
-    def _follow(self) -> None:
-        while True:
-            try:
-                entry = self.queue.get(timeout=0.5)
-            except Empty:
-                if self.done.is_set():
-                    return
-                continue
-            except ray.exceptions.RayError:
-                return
-            self._say(entry)
-            try:
-                self.registry.log_epoch(self.run_id, entry, int(time.time() * 1000))
-            except Exception as error:
-                logger.warning("epoch %d did not reach MLflow, it will be logged at the end: %s", entry["epoch"], error)
 
-    def _say(self, entry: Mapping[str, float]) -> None:
-        validation = entry.get("validation/elbo_nats_per_row")
-        measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
-        logger.info(
-            "epoch %d/%d  step %d  train ELBO %.3f  %s%.0f rows/s",
-            entry["epoch"] + 1,
-            self.num_epochs,
-            entry["step"],
-            entry["train/elbo_nats_per_row"],
-            measured + "nats per row  ",
-            entry["train/rows_per_s"],
-        )
+def log_epoch(entry: Mapping[str, float], registry: Registry, run_id: str, num_epochs: int) -> None:
+    """Says how far training is and logs it to MLflow; a store that is away costs nothing but a warning, the end makes up for it."""
+    validation = entry.get("validation/elbo_nats_per_row")
+    measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
+    logger.info(
+        "epoch %d/%d  step %d  train ELBO %.3f  %snats per row  %.0f rows/s",
+        entry["epoch"] + 1,
+        num_epochs,
+        entry["step"],
+        entry["train/elbo_nats_per_row"],
+        measured,
+        entry["train/rows_per_s"],
+    )
+    try:
+        registry.log_epoch(run_id, entry, int(time.time() * 1000))
+    except ServiceError as error:
+        logger.warning("epoch %d did not reach MLflow, it will be logged at the end: %s", entry["epoch"] + 1, error)
 
 
 def collect(result: ray.train.Result, name: str) -> tuple[Progress, Path]:
