@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 import ray.train
 from numpy.typing import NDArray
@@ -171,7 +170,7 @@ def check_memory(config: TrainConfig, prepared: Prepared) -> None:
     """Raises ConfigError where a worker's rows would not fit its memory."""
     rows = -(-sum(prepared.num_rows.values()) // config.cluster.num_workers)
     needed = rows * bytes_per_row(prepared.encoding)
-    cluster = ray.cluster_resources().get("memory", 0) or psutil.virtual_memory().total
+    cluster = ray.cluster_resources()["memory"]
     allowed = config.run.shard_memory_bytes or int(cluster / 2 / config.cluster.num_workers)
     if needed > allowed:
         raise ConfigError(

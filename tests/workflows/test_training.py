@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,18 +112,24 @@ def stop_when(folder: Path, text: str, number: int, *options: object) -> int:
         return process.wait(timeout=60)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
-def test_a_stopped_run_goes_on_under_its_name_as_if_nothing_had_happened(number: int, code: int, trained: Trained, tmp_path: Path) -> None:
-    options: Sequence[object] = ("--data.path", trained.table, "--data.key", "id", "--run.name", "again", "--registry.model_name", "m")
-    options = (*SMALL, *options, "--training.epochs", 12, "--training.global_batch_size", 16)
-    assert stop_when(tmp_path, "epoch 3/12", number, *options) == code
-    resumed = run_job(tmp_path, "train.py", *options).json
-    undisturbed = run_job(tmp_path, "train.py", *options, "--run.name", "whole").json
-    assert resumed["num_epochs"] == undisturbed["num_epochs"] == 12
+def test_a_killed_run_goes_on_under_its_name_as_if_nothing_had_happened(trained: Trained, tmp_path: Path) -> None:
+    assert stop_when(tmp_path, "epoch 3/8", signal.SIGKILL, *trained.options) == -signal.SIGKILL
+    outcome = run_job(tmp_path, "train.py", *trained.options)
+    resumed = outcome.json
+    assert f"going on with MLflow run {resumed['run_id']}" in outcome.stderr
+    assert "epoch 1/8" not in outcome.stderr
+    assert resumed["num_epochs"] == 8
     for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row"):
-        again, whole = (history(tmp_path, run["run_id"], name) for run in (resumed, undisturbed))
-        assert again == pytest.approx(whole, rel=1e-6)
+        whole = history(trained.folder, trained.json["run_id"], name)
+        assert history(tmp_path, resumed["run_id"], name) == pytest.approx(whole, rel=1e-6)
+    assert resumed["validation"] == pytest.approx(trained.json["validation"], rel=1e-6)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert sorted(version.run_id for version in client.search_model_versions("name = 'm'")) == sorted(
-        [resumed["run_id"], undisturbed["run_id"]]
-    )
+    assert [version.run_id for version in client.search_model_versions("name = 'digits'")] == [resumed["run_id"]]
+    assert len(client.search_runs([client.get_experiment_by_name("vae").experiment_id])) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_try_again(number: int, trained: Trained, tmp_path: Path) -> None:
+    assert stop_when(tmp_path, "epoch 1/8", number, *trained.options) == 75
+    assert "goes on from what was saved" in (tmp_path / "log.txt").read_text()
+    assert list((tmp_path / "runs" / "first").glob("checkpoint_*/state.json"))
