@@ -17,6 +17,9 @@ from jsonschema import ValidationError  # type: ignore[import-untyped, unused-ig
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import submit
 
+from workflows.config import TrainConfig
+from workflows.job import parse
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 
@@ -75,7 +78,7 @@ def submit_options() -> Options:
 
 
 def test_ray_accepts_the_file(written: Cluster) -> None:
-    prepared(written)
+    assert prepared(written)["cluster_name"] == "vae"
 
 
 def unknown_top_level_key(cluster: Cluster) -> None:
@@ -223,6 +226,11 @@ def test_every_command_is_valid_shell(cluster: Cluster) -> None:
     for command in [command for key in keys for command in cluster[key]]:
         done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def test_the_submit_line_names_options_that_train_has() -> None:
+    words = [word for pair in submit_options().items() if pair[0].startswith("--") for word in pair]
+    assert parse(TrainConfig, words).data.key == "customer_id"
 
 
 def test_the_submit_line_keeps_nothing_on_the_cluster() -> None:

@@ -7,6 +7,7 @@ Every log-probability is in nats, normalised, per cell. Missing cells hold arbit
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -63,7 +64,7 @@ class GaussianCells:
         return self.location + self.log_scale.exp() * standard_normal_like(self.location, generator)
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """What the model asks of a field's likelihood: its sizes, its encoder features and a distribution."""
 
     size: int  # cells
@@ -78,9 +79,9 @@ class Likelihood(nn.Module):
         """Returns the cell that each feature comes from, [num_features]."""
         return torch.arange(self.size)
 
+    @abstractmethod
     def forward(self, outputs: Tensor) -> CellDistribution:
         """Returns the distribution that decoder outputs [.., B, num_outputs] name."""
-        raise NotImplementedError
 
 
 class Gaussian(Likelihood):

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from data.columns import Column
 from data.encoding import TableEncoding
@@ -93,6 +92,8 @@ def label_column(encoding: TableEncoding, rows: pa.Table) -> tuple[str | None, N
 
 def latent_plane(z_mean: NDArray[np.float32], labels: NDArray[Any] | None, name: str | None) -> Figure:
     """Returns latent means [rows, latent] in the plane of their two main directions, coloured by label."""
+    from sklearn.decomposition import PCA  # a second to import, for one picture at the end
+
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     plane = PCA(2).fit_transform(z_mean) if min(z_mean.shape) > 2 else np.pad(z_mean, ((0, 0), (0, max(0, 2 - z_mean.shape[1]))))[:, :2]

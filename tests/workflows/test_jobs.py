@@ -242,14 +242,7 @@ def test_the_same_run_name_with_another_configuration_lists_the_differences(trai
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("--data.pth", "x"), 2, "data.pth"),
-        (("--data.path", "x", "--model.latent_dim", "many"), 2, "model.latent_dim"),
-        (("--data.path", "x", "--data.validation_fraction", "1.5"), 2, "data.validation_fraction"),
-        (("--data.path", "x", "--cluster.num_workers", "9"), 2, "data.num_logical_shards 9"),
-        (("--data.path", "nowhere"), 65, "nowhere"),
-    ],
+    ("arguments", "code", "message"), [(("--data.pth", "x"), 2, "data.pth"), (("--data.path", "nowhere"), 65, "nowhere")]
 )
 def test_a_wrong_start_ends_before_any_compute_with_its_code(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
     ended = run_job(tmp_path, "train.py", *arguments)

@@ -27,7 +27,7 @@ def test_training_reaches_the_closed_form_maximum_through_the_whole_path(ray_add
     assert abs(maximum - 9.006) < 1e-3
 
     options = ("--model.network", "linear", "--model.latent_dim", 5, "--data.validation_fraction", 0)
-    schedule = ("--training.epochs", 300, "--training.learning_rate", "5e-2", "--training.global_batch_size", 256)
+    schedule = ("--training.epochs", 100, "--training.learning_rate", "5e-2", "--training.global_batch_size", 64)
     trained = run_job(
         tmp_path, "train.py", "--data.path", tmp_path / "digits.parquet", *options, *schedule, "--cluster.address", ray_address
     ).json

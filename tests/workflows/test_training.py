@@ -40,27 +40,26 @@ def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_losses_do_not_depend_on_the_number_of_workers(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 4, "--training.global_batch_size", 13)
         runs.append(train(tmp_path, ray_address, *options, "--cluster.num_workers", workers, "--run.name", f"w{workers}").json)
     assert all(run["train"]["num_rows"] + run["validation"]["num_rows"] == 257 for run in runs)
     for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row", "validation/kl_nats_per_row"):
-        one, *others = (history(tmp_path, run["run_id"], name) for run in runs)
+        one, three = (history(tmp_path, run["run_id"], name) for run in runs)
         assert len(one) == 4
         assert one[0] != one[-1]
-        for other in others:
-            assert other == pytest.approx(one, rel=1e-5)
+        assert three == pytest.approx(one, rel=1e-5)
 
 
 def test_a_worker_without_rows_takes_part_with_weight_zero(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     table = tmp_path / "three.parquet"
     pq.write_table(pq.read_table(trained.table / "part-0.parquet").slice(0, 3).drop_columns("id"), table)
     options = ("--data.path", table, "--data.validation_fraction", 0, "--training.epochs", 3)
-    four = train(tmp_path, ray_address, *options, "--cluster.num_workers", 4, "--run.name", "four").json
-    one = train(tmp_path, ray_address, *options, "--cluster.num_workers", 1, "--run.name", "one").json
-    assert four["train"]["num_rows"] == one["train"]["num_rows"] == 3
-    assert four["validation"] == {"num_rows": 0} | dict.fromkeys(list(one["validation"])[1:])
-    assert four["train"]["elbo_nats_per_row"] == pytest.approx(one["train"]["elbo_nats_per_row"], rel=1e-5)
+    result = train(tmp_path, ray_address, *options, "--cluster.num_workers", 4).json
+    assert result["train"]["num_rows"] == 3
+    assert result["validation"] == {"num_rows": 0} | dict.fromkeys(list(result["validation"])[1:])
+    elbo = history(tmp_path, result["run_id"], "train/elbo_nats_per_row")
+    assert elbo[0] < elbo[1] < elbo[2] < result["train"]["elbo_nats_per_row"] < 0
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_a_killed_run_goes_on_under_its_name_as_if_nothing_had_happened(trained:
     assert len(client.search_runs([client.get_experiment_by_name("vae").experiment_id])) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_says_try_again(number: int, trained: Trained, tmp_path: Path) -> None:
     assert stop_when(tmp_path, "epoch 1/8", number, *trained.options) == 75
     assert "goes on from what was saved" in (tmp_path / "log.txt").read_text()

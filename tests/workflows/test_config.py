@@ -1,0 +1,154 @@
+"""The command line's border: what cannot be is refused with code 2, naming the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.columns import ColumnOverrideError
+from data.output import OutputError
+from data.table import DataError
+from vae import BundleError
+from workflows.config import ConfigError, EncodeConfig, GenerateConfig, ObjectiveConfig, TrainConfig, TrainingConfig
+from workflows.job import ComputationError, ServiceError, TryAgain, exit_code, known_cause, parse
+from workflows.registry import default_tracking_uri, flatten, without_password
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data:\n  path: from-file\n  key: id\nmodel:\n  latent_dim: 3\n")
+    config = parse(TrainConfig, ["--config", str(file), "--data.path", "from-line", "--model.hidden_dims", "[7, 5]"])
+    assert (config.data.path, config.data.key) == ("from-line", "id")
+    assert (config.model.latent_dim, config.model.hidden_dims) == (3, [7, 5])
+    assert config.training == TrainingConfig()
+
+
+def test_lists_and_maps_are_read_as_json_or_yaml() -> None:
+    columns = '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}'
+    config = parse(TrainConfig, ["--data.path", "[a, b]", "--data.columns", columns])
+    assert config.data.path == ["a", "b"]
+    assert config.data.columns == {"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.pth", "x"], "data.pth"),
+        (["--data.path", "x", "--model.latent_dim", "many"], "model.latent_dim"),
+        (["--data.path", "x", "--model.network", "transformer"], "model.network"),
+        ([], "data.path"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_end_with_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(TrainConfig, arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: x}\ntraining: {epoch: 3}\n")
+    with pytest.raises(SystemExit) as ended:
+        parse(TrainConfig, ["--config", str(file)])
+    assert ended.value.code == 2
+    assert "epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["--data.validation_fraction", "1.5"], "data.validation_fraction"),
+        (["--data.validation_fraction", "0.5", "--data.test_fraction", "0.5"], "data.test_fraction"),
+        (["--data.num_logical_shards", "0"], "data.num_logical_shards"),
+        (["--data.shuffle_window_rows", "0"], "data.shuffle_window_rows"),
+        (["--model.latent_dim", "0"], "model.latent_dim"),
+        (["--model.hidden_dims", "[]"], "model.hidden_dims"),
+        (["--model.hidden_dims", "[8, 0]"], "model.hidden_dims"),
+        (["--objective.beta", "-1"], "objective.beta"),
+        (["--training.epochs", "0"], "training.epochs"),
+        (["--training.max_steps", "0"], "training.max_steps"),
+        (["--training.global_batch_size", "0"], "training.global_batch_size"),
+        (["--training.learning_rate", "0"], "training.learning_rate"),
+        (["--training.seed", "-1"], "training.seed"),
+        (["--cluster.num_workers", "0"], "cluster.num_workers"),
+        (["--cluster.num_workers", "9"], "--data.num_logical_shards 9"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_key(arguments: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(TrainConfig, ["--data.path", "x", *arguments])
+    assert key in str(refused.value)
+
+
+def test_the_batch_jobs_check_their_values() -> None:
+    with pytest.raises(ConfigError, match="num_rows"):
+        parse(GenerateConfig, ["--model", "m", "--num_rows", "0", "--output.path", "o"])
+    with pytest.raises(ConfigError, match=r"cluster\.num_actors"):
+        parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--cluster.num_actors", "0"])
+    with pytest.raises(ConfigError, match=r"output\.columns"):
+        parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--output.columns", "[]"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ComputationError(), 1),
+        (RuntimeError(), 1),
+        (ConfigError(), 2),
+        (ColumnOverrideError(), 2),
+        (DataError(), 65),
+        (ServiceError(), 69),
+        (OutputError(), 73),
+        (TryAgain(), 75),
+        (KeyboardInterrupt(), 75),
+        (BundleError(), 76),
+        (SystemExit(2), 2),
+        (SystemExit(), 0),
+    ],
+)
+def test_every_failure_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_a_failure_that_another_process_wrapped_keeps_its_code() -> None:
+    inner = DataError("a.parquet: column 'x'")
+    chained = RuntimeError("task failed")
+    chained.__cause__ = inner
+    wrapped = RuntimeError("worker group failed")
+    wrapped.worker_failures = {1: chained}  # type: ignore[attr-defined]
+    assert known_cause(wrapped) is inner
+    assert exit_code(wrapped) == 65
+
+
+def test_the_learning_rate_rises_over_one_percent_and_falls_to_zero() -> None:
+    training = TrainingConfig(learning_rate=0.5)
+    rates = [training.learning_rate_at(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.5, rel=1e-3)
+    assert rates.index(max(rates)) == 9
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] < 1e-5
+    constant = TrainingConfig(learning_rate=0.5, learning_rate_schedule="constant")
+    assert {constant.learning_rate_at(step, 1000) for step in range(9, 1000)} == {0.5}
+
+
+def test_the_kl_weight_rises_to_beta_over_the_warm_up_steps() -> None:
+    objective = ObjectiveConfig(beta=2.0, kl_warmup_steps=4)
+    assert [objective.beta_at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert ObjectiveConfig(beta=0.5).beta_at(0) == 0.5
+
+
+def test_the_tracking_uri_is_the_option_then_the_environment_then_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert default_tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert default_tracking_uri(None) == "http://server:5000"
+    assert default_tracking_uri("sqlite:////abs/a.db") == "sqlite:////abs/a.db"
+
+
+def test_passwords_do_not_reach_parameters_or_messages() -> None:
+    assert without_password("https://user:secret@server/path") == "https://server/path"
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
