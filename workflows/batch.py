@@ -15,7 +15,7 @@ from workflows.actors import ModelFiles
 from workflows.cluster import is_submitted, require_resources
 from workflows.config import BatchClusterConfig, ConfigError
 from workflows.job import TryAgain, logger
-from workflows.registry import PinnedModel, default_tracking_uri, lineage
+from workflows.registry import PinnedModel, lineage, relative_store
 
 
 def refuse_lost_output(path: str, model: str, tracking_uri: str | None) -> None:
@@ -24,9 +24,10 @@ def refuse_lost_output(path: str, model: str, tracking_uri: str | None) -> None:
         return
     if "://" not in path and not Path(path).is_absolute():
         raise ConfigError(f"output.path is {path!r}, which would be lost with the job's temporary folder; give an absolute path or a URI")
-    implied = tracking_uri or default_tracking_uri(None)
-    if model.startswith("models:/") and implied == default_tracking_uri(None) and implied.startswith(f"sqlite:///{Path.cwd()}"):
-        raise ConfigError("registry.tracking_uri is not set, and the job's temporary folder holds no registry; name the tracking server")
+    if model.startswith("models:/") and relative_store(tracking_uri):
+        raise ConfigError(
+            "registry.tracking_uri is a SQLite file in the job's temporary folder, which holds no model; name the tracking server"
+        )
 
 
 def model_files(pinned: PinnedModel) -> ModelFiles:

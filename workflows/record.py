@@ -19,7 +19,7 @@ from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
 from workflows.job import logger
 from workflows.pictures import sample_rows, save_training_pictures
-from workflows.registry import Registry, default_tracking_uri, flatten, lineage, reconcile, without_password
+from workflows.registry import Registry, flatten, lineage, reconcile, relative_store, without_password
 from workflows.runs import Run
 from workflows.training import Prepared, table_record
 
@@ -31,10 +31,7 @@ def refuse_lost_defaults(config: TrainConfig) -> None:
     if not is_submitted():
         return
     problems, advice = [], {"--registry.tracking_uri": "http://MLFLOW-SERVER:5000", "--run.storage_path": "s3://BUCKET/runs"}
-    if (
-        not default_tracking_uri(config.registry.tracking_uri).startswith("sqlite:")
-        or Path(str(config.registry.tracking_uri)[10:]).is_absolute()
-    ):
+    if relative_store(config.registry.tracking_uri) is None:
         advice.pop("--registry.tracking_uri")
     else:
         problems.append("registry.tracking_uri is a SQLite file in the job's temporary folder; name a tracking server")

@@ -53,10 +53,15 @@ class PinnedModel:
     sha256: str
 
 
+def relative_store(given: str | None) -> re.Match[str] | None:
+    """Returns the match of a SQLite file's relative path, where that is the store that a job uses."""
+    return re.fullmatch(r"sqlite:///(?!/)(.+)", given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
 def default_tracking_uri(given: str | None) -> str:
     """Returns the tracking URI that a job uses, a local SQLite file's path made absolute."""
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    relative = re.fullmatch(r"sqlite:///(?!/)(.+)", uri)
+    relative = relative_store(given)
     return f"sqlite:///{Path(relative[1]).absolute()}" if relative else uri
 
 
