@@ -26,7 +26,16 @@ from workflows.registry import Registry
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("demo")
-TRAINING = ["--model.hidden_dims", "[256, 128]", "--training.epochs", "80", "--training.global_batch_size", "64"]
+TRAINING = [
+    "--model.hidden_dims",
+    "[256, 128]",
+    "--training.epochs",
+    "80",
+    "--training.global_batch_size",
+    "64",
+    "--training.learning_rate",
+    "3e-3",
+]
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from ray.train.torch import get_device, prepare_model
 from ray.util.queue import Queue
 from torch import Tensor
 
+from data.encoding import Arrays
 from data.plan import Plan, Step, shard_bounds, shards_of_rank
 from data.shard import Layout, fill_resident
 from data.split import TRAIN, VALIDATION
@@ -101,24 +102,22 @@ def hold_rows(task: WorkerTask, device: torch.device) -> dict[int, Holding]:
     """Returns this worker's rows of each side, decoded once; on the GPU where they fit beside the model."""
     context = ray.train.get_context()
     shards = shards_of_rank(task.plan.num_shards, context.get_world_rank(), context.get_world_size())
-    sizes = {side: np.diff(shard_bounds(count, task.plan.num_shards)) for side, count in task.num_rows.items()}
-    mine = {side: {shard: int(size[shard]) for shard in shards} for side, size in sizes.items()}
     holdings = {}
-    for side, size in mine.items():
-        num_rows = sum(size.values())
-        blocks = (
-            ray.train.get_dataset_shard(f"{side}-{context.get_world_rank()}").iter_batches(batch_size=None, batch_format="pyarrow")
-            if num_rows
-            else iter(())
-        )
-        arrays = fill_resident(blocks, task.layout, {side: num_rows})[side].arrays
+    for side, count in task.num_rows.items():
+        sizes = np.diff(shard_bounds(count, task.plan.num_shards))[shards].tolist()
+        arrays = read_rows(f"{side}-{context.get_world_rank()}", task, side, sum(sizes))
         num_bytes = sum(array.nbytes for array in arrays.values())
         resident = device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(device)[0]
-        starts = np.cumsum([0, *size.values()])
-        holdings[side] = Holding(
-            Rows.from_arrays(arrays, device if resident else "cpu"), dict(zip(size, starts.tolist(), strict=False)), size
-        )
+        starts = np.cumsum([0, *sizes])[:-1].tolist()
+        rows = Rows.from_arrays(arrays, device if resident else "cpu")
+        holdings[side] = Holding(rows, dict(zip(shards, starts, strict=True)), dict(zip(shards, sizes, strict=True)))
     return holdings
+
+
+def read_rows(dataset: str, task: WorkerTask, side: int, num_rows: int) -> Arrays:
+    """Returns this worker's rows of one side, from the dataset that the driver planned for it (none for no rows)."""
+    blocks = ray.train.get_dataset_shard(dataset).iter_batches(batch_size=None, batch_format="pyarrow") if num_rows else iter(())
+    return fill_resident(blocks, task.layout, {side: num_rows})[side].arrays
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
