@@ -51,7 +51,7 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     stop_on_sigterm()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it warns that its progress bars are off
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
