@@ -57,21 +57,22 @@ def identity(config: TrainConfig, table: Table, validation_table: Table | None) 
     }
 
 
-def record_start(config: TrainConfig, this: Run, registry: Registry, experiment_id: str, prepared: Prepared) -> None:
-    """Makes the MLflow run with all that is known before the first step; a continued run has it already."""
-    if this.mlflow_run_id is not None:
-        logger.info("going on with MLflow run %s", this.mlflow_run_id)
-        return
+def record_start(config: TrainConfig, this: Run, registry: Registry, experiment_id: str, prepared: Prepared) -> str:
+    """Logs all that is known before the first step, to a new MLflow run or that of the run which goes on; returns its id."""
     table = prepared.sources[TRAIN].table
     resolved = asdict(config)
     resolved["registry"]["tracking_uri"] = without_password(registry.uri)
-    tags = lineage() | {"run_name": this.name, "job": "train"}
-    this.mlflow_run_id = registry.start_run(experiment_id, this.name, flatten(resolved), tags)
-    this.save()
+    if this.mlflow_run_id is None:
+        tags = lineage() | {"run_name": this.name, "job": "train"}
+        this.mlflow_run_id = registry.start_run(experiment_id, this.name, flatten(resolved), tags)
+        this.save()
+    else:
+        logger.info("going on with MLflow run %s", this.mlflow_run_id)
     first = config.data.path if isinstance(config.data.path, str) else config.data.path[0]
     registry.log_input(this.mlflow_run_id, first, table.fingerprint, "training table")
     registry.log_json(this.mlflow_run_id, resolved, "config.json")
     registry.log_json(this.mlflow_run_id, table_record(config, prepared), "table.json")
+    return this.mlflow_run_id
 
 
 def record_end(

@@ -33,7 +33,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 from data.encoding import TableEncoding
 from vae.bundle import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
-from workflows.job import ServiceError, logger
+from workflows.job import ServiceError, TryAgain, logger
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -138,6 +138,20 @@ class Registry:
     def log_json(self, run_id: str, value: Any, artifact_file: str) -> None:
         with service_errors(self.uri):
             self.client.log_dict(run_id, value, artifact_file)
+
+    @contextmanager
+    def running(self, run_id: str) -> Iterator[None]:
+        """Shows the run as running while open, and as failed or killed where an exception leaves."""
+        with service_errors(self.uri):
+            self.client.update_run(run_id, status="RUNNING")
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | TryAgain) else "FAILED")
+            except ServiceError as unreachable:
+                logger.warning("the run's end did not reach MLflow: %s", unreachable)
+            raise
 
     def end_run(self, run_id: str, status: str) -> None:
         with service_errors(self.uri):

@@ -41,9 +41,10 @@ def main(config: TrainConfig) -> dict[str, Any]:
     with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
         workers = claim_workers(config.cluster)
         prepared = prepare(config, table, validation_table)
-        record_start(config, this, registry, experiment_id, prepared)
-        progress, bundle = fit(config, prepared, this, registry, workers)
-    return record_end(config, this, registry, prepared, progress, bundle, started)
+        run_id = record_start(config, this, registry, experiment_id, prepared)
+        with registry.running(run_id):
+            progress, bundle = fit(config, prepared, this, registry, workers)
+            return record_end(config, this, registry, prepared, progress, bundle, started)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def check_memory(config: TrainConfig, prepared: Prepared) -> None:
 
 
 def run_trainer(trainer: TorchTrainer, on_epoch: Callable[[Mapping[str, float]], None], queue: Queue) -> ray.train.Result:
-    """Returns the trainer's result, handing every epoch's metrics on as they come.
+    """Returns the trainer's result, handing every epoch's metrics on as they come. Raises ComputationError where training failed.
 
     Training is waited for in a thread of its own: on the main thread Ray Train 2.60 takes Ctrl-C for itself and exits.
     """
@@ -195,10 +195,14 @@ def run_trainer(trainer: TorchTrainer, on_epoch: Callable[[Mapping[str, float]],
     while True:
         ended = outcome.done()
         try:
-            on_epoch(queue.get(timeout=0.5))
+            entry = queue.get(timeout=0.5)
         except Empty:
             if ended:
                 return outcome.result()
+            continue
+        if "failure" in entry:
+            raise ComputationError(entry["failure"])
+        on_epoch(entry)
 
 
 def log_epoch(entry: Mapping[str, float], registry: Registry, run_id: str, num_epochs: int) -> None:

@@ -67,16 +67,23 @@ def train_worker(config: dict[str, Any]) -> None:
     device = get_device()
     torch.set_flush_denormal(True)
     state = start_state(task, device)
-    if state.progress.finished:
-        return
+    if not state.progress.finished:
+        try:
+            train(state, task, device)
+        except ComputationError as error:  # the same on every worker, and on every retry: no failure of a worker
+            if ray.train.get_context().get_world_rank() == 0:
+                task.progress.put({"failure": str(error)})
+
+
+def train(state: TrainingState, task: WorkerTask, device: torch.device) -> None:
     holdings = hold_rows(task, device)
     model = prepare_model(state.model)
     steps = list(task.plan.steps())
     num_steps = total_steps(task.training, len(steps))
     while not is_last(state.progress, task.training, num_steps):
-        train = train_epoch(model, state, task, holdings[TRAIN], steps, num_steps)
+        training = train_epoch(model, state, task, holdings[TRAIN], steps, num_steps)
         validation = evaluate(state.model, task, holdings.get(VALIDATION), VALIDATION, EPOCH_SAMPLES)
-        finish_epoch(state, train, validation)
+        finish_epoch(state, training, validation)
         save_checkpoint(state, task)
     state.model.load_state_dict(state.best)
     for name, side in (("train", TRAIN), ("validation", VALIDATION)):
@@ -238,10 +245,10 @@ def world_size() -> int:
     return int(ray.train.get_context().get_world_size())
 
 
-def finish_epoch(state: TrainingState, train: dict[str, float], validation: dict[str, Any]) -> None:
+def finish_epoch(state: TrainingState, training: dict[str, float], validation: dict[str, Any]) -> None:
     """Notes the epoch's metrics, and keeps its weights where they are the best (without validation rows: the last)."""
     progress = state.progress
-    entry = {f"train/{name}": value for name, value in train.items() if name != "num_rows"}
+    entry = {f"train/{name}": value for name, value in training.items() if name != "num_rows"}
     if validation["num_rows"]:
         entry |= {f"validation/{name}": value for name, value in validation.items() if name != "num_rows"}
         elbo = validation["elbo_nats_per_row"]

@@ -81,7 +81,7 @@ def test_mlflow_has_the_run_with_everything_that_explains_it(trained: Trained, c
 
 def test_the_model_version_carries_alias_signature_example_and_lineage(trained: Trained, client: mlflow.MlflowClient) -> None:
     version = client.get_model_version_by_alias("digits", "candidate")
-    assert version.version == trained.json["model_version"]
+    assert str(version.version) == trained.json["model_version"]
     assert version.run_id == trained.json["run_id"]
     pinned = Registry(trained.tracking_uri).pin("models:/digits@candidate")
     assert version.tags["bundle_sha256"] == pinned.sha256

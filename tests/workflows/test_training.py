@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -68,6 +69,27 @@ def test_training_stops_early_and_keeps_the_best_epoch(prime_table: Path, ray_ad
     assert stopped["num_epochs"] == 3  # the weights never move: the first epoch stays the best, and two more are waited for
 
 
+def test_a_bound_that_is_no_number_ends_the_run_at_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    ended = train(tmp_path, ray_address, "--data.path", prime_table, "--data.key", "id", "--training.learning_rate", "1e30")
+    assert ended.code == 1
+    assert "the training ELBO is" in ended.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r")
+    first = train(tmp_path, ray_address, *options).json
+    record = tmp_path / "runs" / "r" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"result": None}))
+    again = train(tmp_path, ray_address, *options)
+    assert "epoch 1/2" not in again.stderr
+    assert again.json | {"wall_s": 0} == first | {"wall_s": 0}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [version.version for version in client.search_model_versions("name = 'vae'")] == ["1"]
+
+
 def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     first, second = trained.table / "part-0.parquet", trained.table / "part-1.parquet"
     options = ("--data.path", first, "--data.validation_path", second, "--training.epochs", 1)
@@ -132,3 +154,6 @@ def test_a_run_that_is_asked_to_stop_says_try_again(number: int, trained: Traine
     assert stop_when(tmp_path, "epoch 1/8", number, *trained.options) == 75
     assert "goes on from what was saved" in (tmp_path / "log.txt").read_text()
     assert list((tmp_path / "runs" / "first").glob("checkpoint_*/state.json"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert run.info.status == "KILLED"
