@@ -87,7 +87,7 @@ def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table
     assert "epoch 1/2" not in again.stderr
     assert again.json | {"wall_s": 0} == first | {"wall_s": 0}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert [version.version for version in client.search_model_versions("name = 'vae'")] == ["1"]
+    assert [str(version.version) for version in client.search_model_versions("name = 'vae'")] == ["1"]
 
 
 def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Trained, ray_address: str, tmp_path: Path) -> None:
