@@ -92,12 +92,12 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
     """Prints the decision for every column, so that a wrong guess is seen before training and not after."""
     table = RichTable(title=f"{num_rows[TRAIN]:,} training rows, {num_rows.get(VALIDATION, 0):,} validation rows", box=SIMPLE)
     for heading in ("column", "type", "kind", "nulls", "why"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading != "why")
     for column in encoding.columns:
         kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
         arrow_type = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
         table.add_row(column.name, arrow_type, kind, f"{column.null_fraction:.1%}", column.reason)
-    Console(stderr=True, width=max(100, Console(stderr=True).width)).print(table)
+    Console(stderr=True, width=max(120, Console(stderr=True).width)).print(table)
 
 
 def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
