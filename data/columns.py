@@ -77,7 +77,8 @@ def decide_columns(schema: pa.Schema, summary: TableSummary, key: str | None, ov
         check_override(item, override)
         column = infer(item, column_summary, override)
         if column.kind != "ignored" and column_summary.num_nonfinite:
-            faults.append(f"column {item.name!r} has {column_summary.num_nonfinite} NaN or infinite values; store them as null")
+            count, first = column_summary.num_nonfinite, column_summary.first_nonfinite
+            faults.append(f"column {item.name!r} has {count} NaN or infinite values, the first in {first}; store them as null")
         if column.kind != "ignored" and not np.isfinite([*column.mean, column.scale]).all():
             faults.append(f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g})")
         columns.append(column)

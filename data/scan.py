@@ -65,6 +65,8 @@ def summarise_group(
     training = take(table, sides == TRAIN)
     leaf = TableSummary(rows_per_side(sides), {name: summarise(training[name]) for name in names})
     for name in names:
+        if leaf.columns[name].num_nonfinite:
+            leaf.columns[name].first_nonfinite = group.path
         if is_list(table[name].type):
             # Whether elements may be missing is structure, so every row counts, whatever its side.
             leaf.columns[name].num_null_elements = pc.list_flatten(table[name]).null_count

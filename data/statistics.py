@@ -72,6 +72,7 @@ class ColumnSummary:
     sizes: set[int] = field(default_factory=set)
     counts: dict[Any, int] | None = field(default_factory=dict)
     all_distinct: bool = True
+    first_nonfinite: str | None = None  # the file that holds the first NaN or infinity
 
     @property
     def num_distinct(self) -> int:
@@ -91,6 +92,7 @@ class ColumnSummary:
             self.sizes | other.sizes if len(self.sizes) < 3 else self.sizes,
             counts if counts is not None and len(counts) <= MAX_DISTINCT else None,
             all_distinct,
+            self.first_nonfinite or other.first_nonfinite,
         )
 
 

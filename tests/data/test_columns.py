@@ -339,7 +339,7 @@ def test_nonfinite_values_are_refused_by_column_and_count_all_at_once() -> None:
     table = pa.table({"a": [1.0, nan, inf, 2.0], "fine": [1.0, 2.0, 3.0, None], "v": [[1.0, nan], [2.0, 3.0], [1.0, 1.0], None]})
     with pytest.raises(DataError) as caught:
         decide_columns(table.schema, summary_of(table, 2), None, {})
-    assert "column 'a' has 2 NaN or infinite values; store them as null" in str(caught.value)
+    assert "column 'a' has 2 NaN or infinite values, the first in None; store them as null" in str(caught.value)
     assert "column 'v' has 1 NaN or infinite values" in str(caught.value)
     assert "fine" not in str(caught.value)
 

@@ -100,12 +100,16 @@ def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Tra
 def test_bad_rows_are_named_by_file_and_column_with_code_65(ray_address: str, tmp_path: Path) -> None:
     good = pa.table({"id": [1, 2, 3, 4], "x": [0.5, 1.5, 2.5, 9.5]})
     pq.write_table(good, tmp_path / "a.parquet")
-    for column, values, said in (("x", [0.5, float("inf"), 1.0, 2.0], "'x'"), ("id", [1, None, 3, 4], "b.parquet: column 'id'")):
+    for column, values, said in (
+        ("x", [0.5, float("inf"), 1.0, 2.0], "column 'x' has 1 NaN or infinite values, the first in"),
+        ("id", [1, None, 3, 4], "b.parquet: column 'id'"),
+    ):
         bad = good.set_column(good.schema.get_field_index(column), column, pa.array(values, good.schema.field(column).type))
         pq.write_table(bad, tmp_path / "b.parquet")
         ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.key", "id", "--data.validation_fraction", 0)
         assert ended.code == 65, ended.stderr
         assert said in ended.stderr
+        assert "b.parquet" in ended.stderr
     text = tmp_path / "c.parquet"
     text.write_text("not Parquet at all")
     ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet")
