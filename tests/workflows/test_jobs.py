@@ -19,7 +19,7 @@ from data.encoding import TableEncoding
 from data.split import VALIDATION, split_rows
 from data.table import open_table, read_row_group
 from tests.running import Outcome, Trained, run_job
-from vae import Rows, load_bundle
+from vae import Rows, load_bundle, save_bundle
 from workflows.registry import Registry
 
 
@@ -177,16 +177,35 @@ def test_a_second_encode_does_nothing_and_a_new_file_only_adds(trained: Trained,
     assert (Path(more["output_path"]) / "part-0.parquet").read_bytes() == same.read_bytes()
 
 
-def test_without_a_key_rows_are_named_by_file_and_position(trained: Trained, tmp_path: Path) -> None:
-    bundle, _ = validation_rows(trained)
-    table = tmp_path / "keyless"
-    table.mkdir()
-    pq.write_table(pq.read_table(trained.table / "part-0.parquet").drop_columns("id"), table / "a.parquet", row_group_size=100)
-    output = tmp_path / "out"
-    refused = run_job(trained.folder, "encode.py", "--model", trained.folder / "bundle", "--data.path", table, "--output.path", output)
+def keyless_table(trained: Trained, folder: Path) -> Path:
+    folder.mkdir()
+    pq.write_table(pq.read_table(trained.table / "part-0.parquet").drop_columns("id"), folder / "a.parquet", row_group_size=100)
+    return folder
+
+
+def test_a_table_without_the_models_key_is_refused(trained: Trained, tmp_path: Path) -> None:
+    validation_rows(trained)
+    table = keyless_table(trained, tmp_path / "keyless")
+    options = ("--model", trained.folder / "bundle", "--data.path", table, "--output.path", tmp_path / "out")
+    refused = run_job(trained.folder, "encode.py", *options)
     assert refused.code == 65
     assert "'id' is missing" in refused.stderr
-    assert bundle.sha256
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_key_rows_are_named_by_file_and_position(trained: Trained, encoded: Outcome, tmp_path: Path) -> None:
+    bundle, _ = validation_rows(trained)
+    sha256 = save_bundle(tmp_path / "bundle", bundle.model, bundle.table | {"key": None})
+    table = keyless_table(trained, tmp_path / "keyless")
+    options = ("--model", tmp_path / "bundle", "--data.path", table, "--output.path", tmp_path / "out")
+    result = run_job(trained.folder, "encode.py", *options).json
+    assert (result["model_name"], result["model_version"]) == (None, sha256[:12])
+    rows = ds.dataset(result["output_path"]).to_table()
+    assert rows.schema.names == ["source_file", "source_row", "z_mean", "z_scale"]
+    assert set(rows["source_file"].to_pylist()) == {"a.parquet"}
+    assert rows["source_row"].to_pylist() == list(range(599))
+    expected = np.stack(ds.dataset(encoded.json["output_path"]).to_table().sort_by("id")["z_mean"].to_numpy()[:599])
+    np.testing.assert_allclose(np.stack(rows["z_mean"].to_numpy()), expected, atol=1e-5)
 
 
 def test_two_model_names_do_not_mix_in_one_output(trained: Trained, encoded: Outcome) -> None:
