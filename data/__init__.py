@@ -1,4 +1,4 @@
 """Tables: what a Parquet table is, how its rows become arrays and back, who trains on which row, and where output goes.
 
-Neither torch nor MLflow; only scan.py, shard.py and units.py need Ray.
+Neither torch nor MLflow; only scan.py and shard.py need Ray.
 """

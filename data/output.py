@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data.statistics import is_list
-from data.table import open_filesystem
+from data.listing import open_filesystem
+from data.types import is_list
 
 SUCCESS = "_SUCCESS"
 MANIFESTS = "_manifests"
@@ -134,6 +134,10 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error}") from error
         return path
+
+    def names(self) -> set[str]:
+        """Returns the names of the files that are there, by one listing."""
+        return {info.base_name for info in self._list()}
 
     def exists(self, name: str) -> bool:
         return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)

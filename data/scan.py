@@ -1,8 +1,11 @@
-"""One distributed pass over a table's row groups: the split's row counts and the training rows' summaries, in file order."""
+"""One distributed pass over a table: the split's row counts, the training rows' summaries, and whether keys come twice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,68 +14,173 @@ import ray
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from data.split import TRAIN, split_rows, take
-from data.statistics import TableSummary, is_list, merge_all, summarise
-from data.table import DataError, RowGroup, Table, read_row_group
+from data.hashing import Hashes
+from data.listing import DataError
+from data.reading import MAX_BATCH_BYTES, RowReader
+from data.split import MAX_EXAMPLES, TRAIN, row_hashes, split_of, take
+from data.statistics import TableSummary, merge_all, summarise_table
+from data.table import RowGroup, Table
+from data.types import is_list
 
 # Enough tasks for any cluster to share evenly, few enough that the driver's bookkeeping stays small.
 MAX_TASKS = 1024
+# Results that wait for the driver, per CPU: it takes them in order, and must not hold many at once.
+TASKS_AHEAD = 2
+# Keys, and rows of a task, that are compared to find examples of keys that come twice.
+MAX_SUSPECTED = 1000
 
 
-def scan(table: Table, key: str | None, fractions: tuple[float, float], only_rows: bool = False) -> tuple[TableSummary, NDArray[np.int64]]:
+@dataclass(frozen=True)
+class Scan:
+    """What a scan of some row groups found: the training rows' summary, the rows per side of each group [groups, 3], and
+    the hash of every row's key, where keys are to be compared."""
+
+    summary: TableSummary
+    counts: NDArray[np.int64]
+    keys: Hashes | None
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """What a scanning task is told. names: the columns that are summarised; categorical: integers among them to be counted."""
+
+    filesystem: fs.FileSystem
+    schema: pa.Schema
+    names: tuple[str, ...]
+    key: str | None
+    fractions: tuple[float, float]
+    categorical: tuple[str, ...]
+    compare_keys: bool
+    max_batch_bytes: int
+
+
+def scan(
+    table: Table,
+    key: str | None,
+    fractions: tuple[float, float],
+    only_rows: bool = False,
+    categorical: Sequence[str] = (),
+    max_unique_check_rows: int = 0,
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> tuple[TableSummary, NDArray[np.int64]]:
     """Returns the summary of all training rows, and the rows per side of every row group, [row groups, 3].
 
-    only_rows: count the sides and summarise no column. Raises DataError naming file and column.
+    only_rows: count the sides and summarise no column. categorical: integer columns that are counted as text is.
+    max_unique_check_rows: keys of a table with at most so many rows are compared, and one that comes twice is refused.
+    Raises DataError naming file and column.
     """
     if key is not None and key not in table.schema.names:
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
     groups = list(table.row_groups())
-    names = [] if only_rows else [name for name in table.schema.names if name != key]
-    columns = [*names, key] if key is not None else names
-    batches = [groups[i::MAX_TASKS] for i in range(min(MAX_TASKS, len(groups)))]
-    task = ray.remote(max_retries=3)(summarise_groups)
-    pending = [task.remote(table.filesystem, batch, columns, names, key, fractions) for batch in batches]
-    try:
-        results = ray.get(pending)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DataError):
-            raise error.cause from error
-        raise
-    leaves = [results[i % MAX_TASKS][i // MAX_TASKS] for i in range(len(groups))]
-    return merge_all(leaves), np.array([leaf.num_rows for leaf in leaves], np.int64)
+    names = () if only_rows else tuple(name for name in table.schema.names if name != key)
+    schema = pa.schema([table.schema.field(name) for name in [*names, *([key] if key is not None else [])]])
+    compare = key is not None and table.num_rows <= max_unique_check_rows
+    task = ScanTask(table.filesystem, schema, names, key, fractions, tuple(categorical), compare, max_batch_bytes)
+    counts: list[NDArray[np.int64]] = []
+    keys: list[Hashes] = []
+
+    def summaries() -> Iterator[TableSummary]:
+        for part in in_order(scan_groups, task, runs(groups)):
+            counts.append(part.counts)
+            keys.append(part.keys if part.keys is not None else np.zeros(0, np.uint64))
+            yield part.summary
+
+    summary = merge_all(summaries())
+    if compare:
+        refuse_duplicates(task, groups, np.concatenate(keys))
+    return summary, np.concatenate(counts)
 
 
-def summarise_groups(
-    filesystem: fs.FileSystem,
-    groups: Sequence[RowGroup],
-    columns: list[str],
-    names: list[str],
-    key: str | None,
-    fractions: tuple[float, float],
-) -> list[TableSummary]:
-    """Returns one leaf per row group."""
-    return [summarise_group(filesystem, group, columns, names, key, fractions) for group in groups]
+def runs(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
+    """Returns the row groups in at most MAX_TASKS consecutive runs of about equal rows: a function of the table alone."""
+    ends = np.cumsum([group.num_rows for group in groups])
+    run_of = (ends - 1) * min(MAX_TASKS, len(groups)) // int(ends[-1])
+    cuts = [0, *(np.flatnonzero(np.diff(run_of)) + 1).tolist(), len(groups)]
+    return [list(groups[begin:end]) for begin, end in pairwise(cuts)]
 
 
-def summarise_group(
-    filesystem: fs.FileSystem, group: RowGroup, columns: list[str], names: list[str], key: str | None, fractions: tuple[float, float]
-) -> TableSummary:
-    if not columns:
-        sides = split_rows(pa.table({}), group, None, fractions)
-        return TableSummary(rows_per_side(sides), {})
-    table = read_row_group(filesystem, group, columns)
-    sides = split_rows(table, group, key, fractions)
-    training = take(table, sides == TRAIN)
-    leaf = TableSummary(rows_per_side(sides), {name: summarise(training[name]) for name in names})
-    for name in names:
-        if leaf.columns[name].num_nonfinite:
-            leaf.columns[name].first_nonfinite = group.path
-        if is_list(table[name].type):
+def in_order(work: Callable[..., Any], task: ScanTask, parts: Sequence[Any]) -> Iterator[Any]:
+    """Yields work(task, part) of every part in their order, computed by Ray tasks a little ahead."""
+    remote = ray.remote(max_retries=3)(work)
+    shared = ray.put(task)
+    ahead = max(8, TASKS_AHEAD * int(ray.cluster_resources().get("CPU", 1)))
+    pending = [remote.remote(shared, part) for part in parts[:ahead]]
+    for index in range(len(parts)):
+        try:
+            result = ray.get(pending[index])
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DataError):
+                raise error.cause from error
+            raise
+        pending[index] = None  # the object store may forget it
+        if index + ahead < len(parts):
+            pending.append(remote.remote(shared, parts[index + ahead]))
+        yield result
+
+
+def scan_groups(task: ScanTask, groups: Sequence[RowGroup]) -> Scan:
+    """Returns what some row groups hold, slice by slice."""
+    counts = np.zeros((len(groups), 3), np.int64)
+    keys: list[Hashes] = []
+
+    def leaves() -> Iterator[TableSummary]:
+        with RowReader(task.filesystem, task.schema, task.max_batch_bytes) as reader:
+            for index, group in enumerate(groups):
+                for part, rows in reader.slices(group) if task.schema.names else [(group, pa.table({}))]:
+                    hashes = row_hashes(rows, part, task.key)
+                    sides = split_of(hashes, *task.fractions)
+                    counts[index] += np.bincount(sides, minlength=3)
+                    if task.compare_keys:
+                        keys.append(hashes)
+                    yield leaf(task, rows, sides, group.path)
+
+    summary = merge_all(leaves())
+    return Scan(summary, counts, np.concatenate(keys) if task.compare_keys else None)
+
+
+def leaf(task: ScanTask, rows: pa.Table, sides: NDArray[np.int8], path: str) -> TableSummary:
+    """Returns the summary of a slice's training rows."""
+    per_side = np.bincount(sides, minlength=3)
+    summary = summarise_table(
+        take(rows.select(task.names), sides == TRAIN), (int(per_side[0]), int(per_side[1]), int(per_side[2])), task.categorical
+    )
+    for name in task.names:
+        if summary.columns[name].num_nonfinite:
+            summary.columns[name].first_nonfinite = path
+        if is_list(rows[name].type):
             # Whether elements may be missing is structure, so every row counts, whatever its side.
-            leaf.columns[name].num_null_elements = pc.list_flatten(table[name]).null_count
-    return leaf
+            summary.columns[name].num_null_elements = pc.list_flatten(rows[name]).null_count
+    return summary
 
 
-def rows_per_side(sides: NDArray[np.int8]) -> tuple[int, int, int]:
-    counts = np.bincount(sides, minlength=3)
-    return int(counts[0]), int(counts[1]), int(counts[2])
+def refuse_duplicates(task: ScanTask, groups: Sequence[RowGroup], keys: Hashes) -> None:
+    """Raises DataError with examples where two rows have one key. Equal hashes are only a suspicion: the keys are read and compared."""
+    keys.sort()
+    repeated = keys[1:][keys[1:] == keys[:-1]]
+    if not len(repeated):
+        return
+    task = replace(task, schema=pa.schema([task.schema.field(task.key)]), compare_keys=False)
+    places: dict[Any, list[str]] = {}
+    for rows in in_order(suspected_rows, task, [(np.unique(repeated)[:MAX_SUSPECTED], run) for run in runs(groups)]):
+        for key, place in rows:
+            places.setdefault(key, []).append(place)
+    examples = [f"{key!r}: {' and '.join(found[:2])}" for key, found in places.items() if len(found) > 1]
+    if examples:
+        raise DataError(
+            f"column {task.key!r} is the key, and {len(repeated)} rows repeat one that another row has; name another by data.key, "
+            "or none:\n  " + "\n  ".join(examples[:MAX_EXAMPLES])
+        )
+
+
+def suspected_rows(task: ScanTask, part: tuple[Hashes, Sequence[RowGroup]]) -> list[tuple[Any, str]]:
+    """Returns key and place of the rows whose hash is suspected, or of enough of them."""
+    suspected, groups = part
+    assert task.key is not None
+    found: list[tuple[Any, str]] = []
+    with RowReader(task.filesystem, task.schema, task.max_batch_bytes) as reader:
+        for group in groups:
+            for slice_, rows in reader.slices(group):
+                here = np.flatnonzero(np.isin(row_hashes(rows, slice_, task.key), suspected))[: MAX_SUSPECTED - len(found)]
+                values = rows[task.key].take(pa.array(here)).to_pylist()
+                found += [(key, f"{group.path} row {slice_.first_row + row}") for key, row in zip(values, here.tolist(), strict=True)]
+    return found

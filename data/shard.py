@@ -17,21 +17,24 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from data.encoding import LOG_JACOBIAN, Arrays, TableEncoding
+from data.listing import DataError
 from data.plan import Reading
+from data.reading import MAX_BATCH_BYTES, RowReader
 from data.split import split_rows
-from data.table import DataError, RowGroup, Table, read_row_group
+from data.table import RowGroup, Table
 
 Layout = dict[str, tuple[str, int]]
 
 SIDE, PLACE = "side", "place"
+# Encoded rows of one reading task.
+BUNDLE_BYTES = 2**25
 
 
 def layout(encoding: TableEncoding) -> Layout:
     """Returns array name -> (dtype, width) of the encoded rows; width 0 is an array of one dimension."""
-    storage = {"boolean": "int8", "categorical": "int32", "image": "uint8"}
     result: Layout = {LOG_JACOBIAN: ("float64", 0)}
     for field in encoding.fields:
-        result[field.name] = (storage.get(field.kind, "float32"), field.size)
+        result[field.name] = (str(field.storage), field.size)
         result[f"{field.name}.valid"] = ("bool", field.valid_size)
     return result
 
@@ -41,36 +44,64 @@ def bytes_per_row(encoding: TableEncoding) -> int:
     return sum(np.dtype(dtype).itemsize * max(width, 1) for dtype, width in layout(encoding).values())
 
 
-def reading_dataset(table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float]) -> ray.data.Dataset:
-    """Returns a dataset whose tasks each read one row group and give the encoded rows that the plan asks of it."""
-    items = [{"reading": json.dumps(asdict(reading))} for reading in plan]
-    reader = Reader(table.filesystem, encoding, fractions)
+def reading_dataset(
+    table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float], max_batch_bytes: int = MAX_BATCH_BYTES
+) -> ray.data.Dataset:
+    """Returns a dataset whose tasks each read some row groups and give the encoded rows that the plan asks of them."""
+    items = [{"readings": json.dumps([asdict(reading) for reading in bundle])} for bundle in bundles(plan, bytes_per_row(encoding))]
+    reader = Reader(table.filesystem, encoding, fractions, max_batch_bytes)
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
         reader.read, batch_size=1, batch_format="pyarrow", num_cpus=1
     )
 
 
+def bundles(plan: Sequence[Reading], row_bytes: int) -> list[list[Reading]]:
+    """Returns the readings in runs of about BUNDLE_BYTES of encoded rows: a Ray Data task costs 25 ms however little it reads."""
+    result: list[list[Reading]] = []
+    size = BUNDLE_BYTES
+    for reading in plan:
+        if size >= BUNDLE_BYTES:
+            result.append([])
+            size = 0
+        result[-1].append(reading)
+        size += row_bytes * sum(end - begin for _, begin, end, _ in reading.targets)
+    return result
+
+
 class Reader:
     """Turns readings into tables of encoded rows; travels to the reading tasks."""
 
-    def __init__(self, filesystem: fs.FileSystem, encoding: TableEncoding, fractions: tuple[float, float]) -> None:
+    def __init__(
+        self, filesystem: fs.FileSystem, encoding: TableEncoding, fractions: tuple[float, float], max_batch_bytes: int = MAX_BATCH_BYTES
+    ) -> None:
         self.filesystem, self.encoding, self.fractions = filesystem, encoding.to_json(), fractions
+        self.max_batch_bytes = max_batch_bytes
 
     def read(self, batch: pa.Table) -> Iterator[pa.Table]:
         encoding = TableEncoding.from_json(self.encoding)
-        for text in batch["reading"].to_pylist():
-            reading = json.loads(text)
-            group = RowGroup(**reading["group"])
-            yield from self._read_group(group, reading["targets"], encoding)
+        names = [*encoding.modelled, *([encoding.key] if encoding.key is not None else [])]
+        with RowReader(self.filesystem, encoding.schema_of(names), self.max_batch_bytes) as reader:
+            for text in batch["readings"].to_pylist():
+                for reading in json.loads(text):
+                    yield from self._read_group(reader, RowGroup(**reading["group"]), reading["targets"], encoding)
 
-    def _read_group(self, group: RowGroup, targets: Sequence[Sequence[int]], encoding: TableEncoding) -> Iterator[pa.Table]:
-        columns = encoding.modelled + ([encoding.key] if encoding.key is not None else [])
-        table = read_row_group(self.filesystem, group, columns)
-        sides = split_rows(table, group, encoding.key, self.fractions)
-        for side, begin, end, place in targets:
-            rows = np.flatnonzero(sides == side)[begin:end]
-            arrays = encoding.encode(table.select(encoding.modelled).take(rows), group.path)
-            yield to_blocks(arrays, layout(encoding), side, place, len(rows), group.path)
+    def _read_group(
+        self, reader: RowReader, group: RowGroup, targets: Sequence[Sequence[int]], encoding: TableEncoding
+    ) -> Iterator[pa.Table]:
+        seen = np.zeros(3, np.int64)  # rows of each side in the slices before
+        for part, table in reader.slices(group):
+            sides = split_rows(table, part, encoding.key, self.fractions)
+            arrays: Arrays | None = None
+            for side, begin, end, place in targets:
+                ranks = np.flatnonzero(sides == side)
+                first, last = np.clip([begin - seen[side], end - seen[side]], 0, len(ranks)).tolist()
+                if first < last:
+                    arrays = encoding.encode(table, group.path) if arrays is None else arrays
+                    wanted = ranks[first:last]
+                    whole = len(wanted) == len(table)
+                    rows = arrays if whole else {name: array[wanted] for name, array in arrays.items()}
+                    yield to_blocks(rows, layout(encoding), side, place + int(seen[side]) + first - begin, len(wanted), group.path)
+            seen += np.bincount(sides, minlength=3)
 
 
 def to_blocks(arrays: Arrays, shapes: Layout, side: int, place: int, num_rows: int, where: str) -> pa.Table:

@@ -1,12 +1,12 @@
 """Mergeable summaries of columns: what kinds, scales and vocabularies are decided from. Float64 throughout.
 
-A leaf is one row group's training rows; leaves are merged in file order, so the result is the same to the last bit
-whatever the blocks and the number of workers. Shapes: E elements of a vector (1 for scalars).
+A leaf is a slice of one row group's training rows; leaves are merged in file order, in runs that the table alone decides, so the
+result is the same to the last bit whatever the blocks and the number of workers. Shapes: E elements of a vector (1 for scalars).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Distinct values are counted exactly up to here; a column with more is no category, and memory stays bounded.
-MAX_DISTINCT = 100_000
+from data.hashing import hash_values
+from data.sketches import DistinctSketch, QuantileSketch, ValueCounts
+from data.types import is_list, is_number, is_temporal, is_text, ticks_type, to_float64
+
+# Text and named categories are counted exactly up to here, and approximately beyond.
+MAX_DISTINCT = 1_000_000
+# Integers with more different values than this are quantities, whose counts nobody asks for.
+MAX_DISTINCT_INTEGERS = 10_000
 
 
 @dataclass
@@ -33,16 +39,21 @@ class Moments:
     @np.errstate(over="ignore", invalid="ignore")  # what is not finite here is refused by name, in columns.py
     def of(values: NDArray[np.float64]) -> Moments:
         """Returns the moments of values [n, E], NaN where missing, n >= 1."""
-        present = ~np.isnan(values)
-        count = present.sum(0).astype(np.float64)
-        mean = np.where(present, values, 0.0).sum(0) / np.maximum(count, 1)
-        squares = np.where(present, values - mean, 0.0)
+        missing = np.isnan(values)
+        if not missing.any():
+            mean = values.mean(0)
+            squares = values - mean
+            count = np.full(values.shape[1], float(len(values)))
+            return Moments(count, mean, np.einsum("ij,ij->j", squares, squares), values.min(0), values.max(0))
+        count = (~missing).sum(0).astype(np.float64)
+        mean = np.where(missing, 0.0, values).sum(0) / np.maximum(count, 1)
+        squares = np.where(missing, 0.0, values - mean)
         return Moments(
             count,
             mean,
-            (squares * squares).sum(0),
-            np.where(present, values, np.inf).min(0),
-            np.where(present, values, -np.inf).max(0),
+            np.einsum("ij,ij->j", squares, squares),
+            np.where(missing, np.inf, values).min(0),
+            np.where(missing, -np.inf, values).max(0),
         )
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -62,47 +73,56 @@ class Moments:
 
 @dataclass
 class ColumnSummary:
-    """What one column's training rows hold."""
+    """What one column's training rows hold.
+
+    all_distinct: no value came twice within a leaf. counts: None for types that are no categories. sketch: of finite numbers,
+    for scalar columns only.
+    """
 
     num_values: int = 0
     num_nulls: int = 0
     num_nonfinite: int = 0
     num_null_elements: int = 0
     moments: Moments | None = None
+    sketch: QuantileSketch | None = None
     sizes: set[int] = field(default_factory=set)
-    counts: dict[Any, int] | None = field(default_factory=dict)
+    counts: ValueCounts | None = None
+    distinct: DistinctSketch | None = None
     all_distinct: bool = True
     first_nonfinite: str | None = None  # the file that holds the first NaN or infinity
 
     @property
-    def num_distinct(self) -> int:
-        """Distinct values seen, or MAX_DISTINCT + 1 for 'more than were counted'."""
-        return MAX_DISTINCT + 1 if self.counts is None else len(self.counts)
+    def num_distinct(self) -> float:
+        """Different values: exact where they were counted, else an estimate (2 %)."""
+        if self.counts is not None and self.counts.exact:
+            return self.counts.num_distinct
+        return self.distinct.estimate() if self.distinct is not None else float(self.num_values)
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether no value comes twice (beyond what is counted exactly: as far as an estimate can tell)."""
+        exact = self.counts is not None and self.counts.exact
+        return self.all_distinct and self.num_distinct >= (1.0 if exact else 0.9) * self.num_values
 
     def merge(self, other: ColumnSummary) -> ColumnSummary:
-        num_values = self.num_values + other.num_values
-        counts = merge_counts(self.counts, other.counts)
-        all_distinct = self.all_distinct and other.all_distinct and (counts is None or len(counts) == num_values)
         return ColumnSummary(
-            num_values,
+            self.num_values + other.num_values,
             self.num_nulls + other.num_nulls,
             self.num_nonfinite + other.num_nonfinite,
             self.num_null_elements + other.num_null_elements,
             merge_moments(self.moments, other.moments),
+            merged(self.sketch, other.sketch),
             self.sizes | other.sizes if len(self.sizes) < 3 else self.sizes,
-            counts if counts is not None and len(counts) <= MAX_DISTINCT else None,
-            all_distinct,
+            merged(self.counts, other.counts),
+            merged(self.distinct, other.distinct),
+            self.all_distinct and other.all_distinct,
             self.first_nonfinite or other.first_nonfinite,
         )
 
 
-def merge_counts(a: dict[Any, int] | None, b: dict[Any, int] | None) -> dict[Any, int] | None:
-    if a is None or b is None:
-        return None
-    merged = dict(a)
-    for value, count in b.items():
-        merged[value] = merged.get(value, 0) + count
-    return merged
+def merged(a: Any, b: Any) -> Any:
+    """Returns the merge of two sketches of one class, either of which may be None for nothing seen."""
+    return b if a is None else a if b is None else a.merge(b)
 
 
 def merge_moments(a: Moments | None, b: Moments | None) -> Moments | None:
@@ -132,26 +152,35 @@ def merge_all(leaves: Iterable[TableSummary]) -> TableSummary:
     return total
 
 
-def summarise(column: pa.ChunkedArray) -> ColumnSummary:
-    """Returns the summary of one leaf's column."""
-    if is_text(column.type) and pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)  # a dictionary may hold a null, which no null count sees
-    nulls = column.null_count
+def summarise_table(table: pa.Table, num_rows: tuple[int, int, int], categorical: Collection[str] = ()) -> TableSummary:
+    """Returns the summary of one leaf; categorical: integer columns whose values are counted as text's are."""
+    return TableSummary(num_rows, {name: summarise(table[name], name in categorical) for name in table.column_names})
+
+
+def summarise(column: pa.ChunkedArray, categorical: bool = False) -> ColumnSummary:
+    """Returns the summary of one leaf's column; categorical: its integers are counted as text is."""
+    kind = column.type
+    if pa.types.is_dictionary(kind) and not is_text(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    nulls = num_missing(column)
     summary = ColumnSummary(num_values=len(column) - nulls, num_nulls=nulls)
     if summary.num_values == 0:
         return summary
-    kind = column.type
-    if is_number(kind):
-        values = to_float64(column.drop_null())
-        summary.num_nonfinite = int((~np.isfinite(values)).sum())
-        finite = values[np.isfinite(values)]
-        summary.moments = Moments.of(finite[:, None]) if len(finite) else None
+    if is_number(kind) or is_temporal(kind):
+        values = to_float64(column.drop_null() if nulls else column)
+        finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
+        summary.num_nonfinite = len(values) - len(finite)
+        if len(finite):
+            summary.moments = Moments.of(finite[:, None])
+            summary.sketch = QuantileSketch.of(finite)
     elif is_list(kind):
         summarise_lists(column, summary)
     if pa.types.is_integer(kind) or is_text(kind) or pa.types.is_boolean(kind):
-        count_values(column, summary)
+        count_values(column, summary, few=pa.types.is_integer(kind) and not categorical)
+    elif is_temporal(kind):
+        count_values(column.cast(ticks_type(kind)), summary, few=True)
     else:
-        summary.counts, summary.all_distinct = None, False
+        summary.all_distinct = False
     return summary
 
 
@@ -169,30 +198,19 @@ def summarise_lists(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
         summary.moments = Moments.of(np.where(nonfinite, np.nan, values).reshape(-1, size))
 
 
-def count_values(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
-    counted = pc.value_counts(column.drop_null())
-    summary.all_distinct = len(counted) == summary.num_values
-    few = len(counted) <= MAX_DISTINCT
-    summary.counts = dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)) if few else None
+def count_values(column: pa.ChunkedArray, summary: ColumnSummary, few: bool) -> None:
+    """Notes how often each value occurs; few: more than a few different values are no categories, and only their number is kept."""
+    summary.counts = ValueCounts.of(column, MAX_DISTINCT_INTEGERS if few else MAX_DISTINCT, "drop" if few else "approximate")
+    entries = summary.counts.entries
+    distinct = entries.values if entries is not None else pc.unique(column.drop_null())
+    if not pa.types.is_boolean(column.type):
+        summary.distinct = DistinctSketch.of(hash_values(distinct))
+    summary.all_distinct = len(distinct) == summary.num_values
 
 
-def is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def to_float64(values: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
-    """Returns numbers as float64, NaN where null."""
-    if pa.types.is_float16(values.type):
-        values = values.cast(pa.float32())
-    cast = values.cast(pa.float64(), safe=False)
-    return np.asarray(cast.to_numpy() if isinstance(cast, pa.ChunkedArray) else cast.to_numpy(zero_copy_only=False), dtype=np.float64)
+def num_missing(column: pa.ChunkedArray) -> int:
+    """Returns the number of nulls, those included that a dictionary holds."""
+    nulls: int = column.null_count
+    if pa.types.is_dictionary(column.type) and any(chunk.dictionary.null_count for chunk in column.chunks):
+        nulls = len(column) - len(column.cast(column.type.value_type).drop_null())
+    return nulls

@@ -1,61 +1,74 @@
-"""What is at a path: the Parquet files, their row groups and their one schema, or one error that says why not."""
+"""What is at a path: the Parquet files, their row groups and the one schema that holds them all, or one error that says why not."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from data.listing import DataError, find_files, partition_type, partition_values
+from data.widening import common_type, unsuitable
+
 TAIL_BYTES = 64 * 1024
 FOOTER_THREADS = 16
+# The largest number of faults of one message; more do not help who mends them.
+MAX_FAULTS = 50
+# Integers up to here are exact in float64.
+MAX_EXACT_INTEGER = 2**53
 
 
-class DataError(ValueError):
-    """The input data is unreadable or unsuitable; the message names file and column and says what to do."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DataFile:
-    """One Parquet file: its path on the filesystem, its path below the input root, and what its footer says."""
+    """One Parquet file: its path on the filesystem, its path below the input root, and what its footer says.
+
+    partition: whether folders of the relative path spell out columns (year=2024/).
+    """
 
     path: str
     relative_path: str
     num_bytes: int
     row_groups: tuple[int, ...]
     identity: str
+    partition: bool = False
 
     @property
     def num_rows(self) -> int:
         return sum(self.row_groups)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowGroup:
-    """One row group of a file: what a reading task is given. first_row is its first row's position in the file."""
+    """Consecutive rows of one row group of a file (all of them, where nothing else is said): what a reading task is given.
+
+    first_row: the first row's position in the file. partition: the file's path below the input root where its folders spell out columns.
+    """
 
     path: str
     identity: str
     index: int
     first_row: int
     num_rows: int
+    partition: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A Parquet table: files in the order of their relative paths, and the schema that they share."""
+    """A Parquet table: files in the order of their relative paths, and the schema to which their rows are widened.
+
+    partitions: the columns that the folders spell out; they come last in the schema.
+    """
 
     filesystem: fs.FileSystem
     files: tuple[DataFile, ...]
     schema: pa.Schema
     num_empty_files: int
+    partitions: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -64,161 +77,208 @@ class Table:
     @property
     def fingerprint(self) -> str:
         """32 hex digits over every file's relative path and identity; the same table has the same one anywhere."""
-        lines = "\n".join(f"{file.relative_path} {file.identity}" for file in self.files)
-        return hashlib.sha256(lines.encode()).hexdigest()[:32]
+        digest = hashlib.sha256()
+        for number, file in enumerate(self.files):
+            digest.update(f"{'' if number == 0 else chr(10)}{file.relative_path} {file.identity}".encode())
+        return digest.hexdigest()[:32]
 
     def row_groups(self) -> Iterator[RowGroup]:
         for file in self.files:
             first_row = 0
             for index, num_rows in enumerate(file.row_groups):
-                yield RowGroup(file.path, file.identity, index, first_row, num_rows)
+                yield RowGroup(file.path, file.identity, index, first_row, num_rows, file.relative_path if file.partition else "")
                 first_row += num_rows
 
 
-def read_row_group(filesystem: fs.FileSystem, group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """Returns the named columns of one row group, in that order. Raises DataError naming the file."""
-    try:
-        with filesystem.open_input_file(group.path) as source, pq.ParquetFile(source) as file:
-            table = file.read_row_group(group.index, columns=list(columns), use_threads=False).select(list(columns))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{group.path}: row group {group.index} of columns {list(columns)} cannot be read: {error}") from error
-    if table.num_rows != group.num_rows:
-        raise DataError(
-            f"{group.path}: row group {group.index} has {table.num_rows} rows, its footer said {group.num_rows}: the file changed"
-        )
-    return table
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a file's footer says: the file, its own schema, and the columns of its folders."""
+
+    file: DataFile
+    schema: pa.Schema
+    partition: dict[str, str | None]
 
 
-def open_table(path: str | Sequence[str]) -> Table:
+def open_table(path: str | Sequence[str], columns: Collection[str] | None = None, allow_missing_columns: bool = False) -> Table:
     """Returns the table at a file, folder, glob or URI, or at several of them, from its footers alone.
 
+    columns: the ones that matter (those of a model); the others are not looked at and not in the schema.
+    allow_missing_columns: a column that some file lacks is null there.
     Raises DataError listing every unreadable file, or every difference between the files' schemas.
     """
     filesystem, files = find_files([path] if isinstance(path, str) else list(path))
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda item: read_footer(filesystem, *item), files))
-    broken = [footer for footer in footers if isinstance(footer, str)]
-    if broken:
-        raise DataError("unreadable Parquet files (mend or remove them):\n  " + "\n  ".join(broken))
-    read = [footer for footer in footers if not isinstance(footer, str)]
-    with_rows = [(file, schema) for file, schema in read if file.num_rows > 0]
+        read = list(pool.map(lambda item: read_footer(filesystem, *item), files))
+    refuse([footer for footer in read if isinstance(footer, str)], "unreadable Parquet files (mend or remove them)")
+    footers = [footer for footer in read if isinstance(footer, Footer)]
+    with_rows = [footer for footer in footers if footer.file.num_rows > 0]
     if not with_rows:
-        raise DataError(f"{path}: {len(read)} Parquet files, none of which has a row; a table needs at least one")
-    schema = one_schema(with_rows)
-    return Table(filesystem, tuple(file for file, _ in with_rows), schema, len(read) - len(with_rows))
+        raise DataError(f"{path}: {len(footers)} Parquet files, none of which has a row; a table needs at least one")
+    schema, spelled = one_schema(with_rows, columns, allow_missing_columns)
+    refuse(
+        contradictions(filesystem, with_rows, schema) + inexact_integers(filesystem, with_rows, schema),
+        "the files do not make one table",
+    )
+    return Table(filesystem, tuple(footer.file for footer in with_rows), schema, len(footers) - len(with_rows), spelled)
 
 
-def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
-    """Returns the filesystem and the (path, path below the input root) of every Parquet file, sorted by the latter."""
-    if not paths:
-        raise DataError("no path is given; name a Parquet file, a folder of them, or a glob")
-    filesystem: fs.FileSystem | None = None
-    found: dict[str, str] = {}
-    for path in paths:
-        this, root = open_filesystem(path)
-        if filesystem is not None and this != filesystem:
-            raise DataError(f"{path}: is on another filesystem than {paths[0]}; one table lies on one filesystem")
-        filesystem = this
-        found.update(list_root(this, root, path))
-    assert filesystem is not None
-    common = os.path.commonpath([os.path.dirname(p) for p in found]) if len(paths) > 1 else None
-    pairs = [(p, os.path.relpath(p, common) if common is not None else below) for p, below in found.items()]
-    return filesystem, sorted(pairs, key=lambda pair: pair[1])
+def refuse(faults: Sequence[str], title: str) -> None:
+    """Raises DataError with all faults, where there are any."""
+    if faults:
+        more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+        raise DataError(f"{title}:\n  " + "\n  ".join([*faults[:MAX_FAULTS], *more]))
 
 
-def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """Returns the filesystem of a path or URI and the path on it."""
-    if "://" not in path:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    try:
-        return fs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be opened: {error}; give a path, file://, s3:// or gs:// URI") from error
+def footer_bytes(source: pa.NativeFile) -> bytes | str:
+    """Returns the footer of an open Parquet file with its closing magic, or one phrase on why it has none."""
+    size = source.size()
+    if size < 12:
+        return f"{size} bytes, which is no Parquet file"
+    tail = source.read_at(min(size, TAIL_BYTES), size - min(size, TAIL_BYTES))
+    num_bytes = 8 + int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != b"PAR1" or num_bytes + 4 > size:
+        return "does not end as a Parquet file does (truncated, or of another format)"
+    if num_bytes > len(tail):
+        tail = source.read_at(num_bytes, size - num_bytes)
+    return bytes(tail[-num_bytes:])
 
 
-def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str]:
-    """Returns path -> path below the root of what a file, folder or glob names; hidden names (_x, .x) only where named in full."""
-    named: list[str] = []
-    if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(root) and not os.path.exists(root):
-        named = glob.glob(root, recursive=True)
-        if not named:
-            raise DataError(f"{given}: no file matches")
-        root = os.path.dirname(root[: min(root.index(c) for c in "*?[" if c in root)])
-    info = filesystem.get_file_info(root)
-    if info.type == fs.FileType.NotFound:
-        raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
-    if info.type == fs.FileType.File:
-        return {root: PurePosixPath(root).name}
-    files = {p: os.path.relpath(p, root) for top in named or [root] for p in files_below(filesystem, top)}
-    visible = {p: below for p, below in files.items() if not any(part.startswith(("_", ".")) for part in PurePosixPath(below).parts)}
-    parquet = {p: below for p, below in visible.items() if p in named or below.endswith((".parquet", ".parq", ".pq"))}
-    if not parquet:
-        raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
-    partitioned = sorted(below for below in parquet.values() if any("=" in part for part in PurePosixPath(below).parts[:-1]))
-    if partitioned:
-        raise DataError(
-            f"{given}: {partitioned[0]} lies in a partition folder, whose column would be lost; store it as a column of the files"
-        )
-    return parquet
-
-
-def files_below(filesystem: fs.FileSystem, path: str) -> list[str]:
-    """Returns all files of a folder and of its folders, or the one file that the path is."""
-    if filesystem.get_file_info(path).type != fs.FileType.Directory:
-        return [path]
-    listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    return [info.path for info in listed if info.type == fs.FileType.File]
-
-
-def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str) -> tuple[DataFile, pa.Schema] | str:
+def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str) -> Footer | str:
     """Returns what a file's footer says, or one line on why it cannot be read."""
     try:
         with filesystem.open_input_file(path) as source:
-            size = source.size()
-            if size < 12:
-                return f"{path}: {size} bytes, which is no Parquet file"
-            tail = source.read_at(min(size, TAIL_BYTES), size - min(size, TAIL_BYTES))
-            footer_bytes = 8 + int.from_bytes(tail[-8:-4], "little")
-            if tail[-4:] != b"PAR1" or footer_bytes + 4 > size:
-                return f"{path}: does not end as a Parquet file does (truncated, or of another format)"
-            if footer_bytes > len(tail):
-                tail = source.read_at(footer_bytes, size - footer_bytes)
-            footer = tail[-footer_bytes:]
+            footer, size = footer_bytes(source), source.size()
+        if isinstance(footer, str):
+            return f"{path}: {footer}"
         with pq.ParquetFile(pa.BufferReader(b"PAR1" + footer)) as file:
             rows = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
             schema = file.schema_arrow.remove_metadata()
     except (pa.ArrowException, OSError) as error:
         return f"{path}: {error}"
-    return DataFile(path, relative_path, size, rows, hashlib.sha256(footer + size.to_bytes(8, "little")).hexdigest()), schema
+    partition = partition_values(relative_path)
+    identity = hashlib.sha256(footer + size.to_bytes(8, "little")).hexdigest()
+    return Footer(DataFile(path, relative_path, size, rows, identity, bool(partition)), schema, partition)
 
 
-def one_schema(files: Sequence[tuple[DataFile, pa.Schema]]) -> pa.Schema:
-    """Returns the schema that all files share. Raises DataError listing every difference by file and column."""
-    first_file, first = files[0]
-    unsuitable = {fault: file.path for file, schema in reversed(files) for fault in unsuitable_columns(schema)}
-    faults = [f"{path}: {fault}" for fault, path in unsuitable.items()]
-    types = {field.name: field.type for field in first}
-    for file, schema in files[1:]:
-        here = {field.name: field.type for field in schema}
-        faults += [f"{file.path}: column {name!r} is missing" for name in types if name not in here]
-        faults += [f"{file.path}: column {name!r} is not in {first_file.path}" for name in here if name not in types]
-        faults += [
-            f"{file.path}: column {name!r} is {here[name]}, in {first_file.path} it is {types[name]}"
-            for name in types
-            if name in here and here[name] != types[name]
-        ]
-    if faults:
-        raise DataError("the files do not make one table:\n  " + "\n  ".join(faults))
-    return pa.schema([pa.field(field.name, field.type) for field in first])
+def one_schema(footers: Sequence[Footer], columns: Collection[str] | None, allow_missing: bool) -> tuple[pa.Schema, tuple[str, ...]]:
+    """Returns the schema that holds every file's rows, and which of its columns the folders spell out.
+
+    Raises DataError listing every difference by file and column.
+    """
+    shapes: dict[pa.Schema, list[Footer]] = {}
+    for footer in footers:  # a million files have few schemas
+        shapes.setdefault(footer.schema, []).append(footer)
+    refuse(
+        [f"{files[0].file.path}: {fault}" for schema, files in shapes.items() for fault in unsuitable_columns(schema, columns)],
+        "the files do not make one table",
+    )
+    partitions = partition_types(footers)
+    names = dict.fromkeys(name for schema in shapes for name in schema.names)
+    wanted = [name for name in names if columns is None or name in columns]
+    faults: list[str] = []
+    fields = []
+    for name in wanted:
+        kind, missing = widened_type(name, shapes, faults)
+        if missing and not (allow_missing or name in partitions):
+            faults += [f"{file.file.path}: column {name!r} is missing, {first_with(name, shapes)} has it" for file in missing]
+        fields.append(pa.field(name, kind))
+    spelled = {name: kind for name, kind in partitions.items() if name not in names and (columns is None or name in columns)}
+    for name in spelled:
+        lacking = [footer for footer in footers if name not in footer.partition]
+        faults += [f"{footer.file.path}: lies in no {name}=.. folder, other files do" for footer in lacking if not allow_missing]
+    refuse(faults, "the files do not make one table")
+    return pa.schema([*fields, *(pa.field(name, kind) for name, kind in spelled.items())]), tuple(spelled)
 
 
-def unsuitable_columns(schema: pa.Schema) -> list[str]:
+def widened_type(name: str, shapes: Mapping[pa.Schema, list[Footer]], faults: list[str]) -> tuple[pa.DataType, list[Footer]]:
+    """Returns the type that holds a column's values in every file, and the files without the column; notes what no type holds."""
+    kind, missing = pa.null(), []
+    for schema, files in shapes.items():
+        if name not in schema.names:
+            missing += files
+            continue
+        found = schema.field(name).type
+        wider = common_type(kind, found)
+        if wider is None:
+            faults += [f"{f.file.path}: column {name!r} is {found}, in {first_with(name, shapes)} it is {kind}" for f in files]
+        else:
+            kind = wider
+    return kind, missing
+
+
+def first_with(name: str, shapes: Mapping[pa.Schema, list[Footer]]) -> str:
+    """Returns the path of the first file that has a column."""
+    return next(files[0].file.path for schema, files in shapes.items() if name in schema.names)
+
+
+def partition_types(footers: Sequence[Footer]) -> dict[str, pa.DataType]:
+    """Returns the columns that folders spell out, with their types."""
+    values: dict[str, set[str | None]] = {}
+    for footer in footers:
+        for name, value in footer.partition.items():
+            values.setdefault(name, set()).add(value)
+    return {name: partition_type(found) for name, found in values.items()}
+
+
+def unsuitable_columns(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
     faults = []
     seen: dict[str, str] = {}
     for field in schema:
+        if columns is not None and field.name not in columns:
+            continue
         if field.name.lower() in seen:
             faults.append(f"columns {seen[field.name.lower()]!r} and {field.name!r} have one name, or differ only in case; rename one")
         seen[field.name.lower()] = field.name
-        if isinstance(field.type, pa.BaseExtensionType):
-            faults.append(f"column {field.name!r} is of extension type {field.type}; store it as its storage type")
+        fault = unsuitable(field)
+        if fault is not None:
+            faults.append(f"column {field.name!r} {fault}")
     return faults
+
+
+def contradictions(filesystem: fs.FileSystem, footers: Sequence[Footer], schema: pa.Schema) -> list[str]:
+    """Returns the folders that contradict their files' columns of the same name, which must hold just that value by their statistics."""
+    faults = []
+    for footer in footers:
+        for name in footer.partition.keys() & set(footer.schema.names) & set(schema.names):
+            value = footer.partition[name]
+            for low, high, nulls in column_ranges(filesystem, footer.file, name):
+                if low != high or nulls or str(low) != value:
+                    held = f"{low!r}{' and nulls' if nulls else ''}" if low == high else f"values from {low!r} to {high!r}"
+                    said = f"its folder says {name}={value}, its column {name!r} holds {held}"
+                    faults.append(f"{footer.file.path}: {said}; remove one of them")
+                    break
+    return faults
+
+
+def inexact_integers(filesystem: fs.FileSystem, footers: Sequence[Footer], schema: pa.Schema) -> list[str]:
+    """Returns the 64-bit integer columns to be widened to double whose statistics show values that double does not hold.
+
+    Files without statistics are checked as they are read.
+    """
+    faults = []
+    doubles = {field.name for field in schema if pa.types.is_float64(field.type)}
+    for footer in footers:
+        for field in footer.schema:
+            if field.name in doubles and field.type in (pa.int64(), pa.uint64()):
+                ranges = column_ranges(filesystem, footer.file, field.name)
+                beyond = [x for low, high, _ in ranges for x in (low, high) if x is not None and abs(x) > MAX_EXACT_INTEGER]
+                if beyond:
+                    faults.append(
+                        f"{footer.file.path}: column {field.name!r} is {field.type} and double in other files, "
+                        f"which cannot hold its value {beyond[0]}; store it as one type"
+                    )
+    return faults
+
+
+def column_ranges(filesystem: fs.FileSystem, file: DataFile, name: str) -> list[tuple[Any, Any, bool]]:
+    """Returns minimum, maximum and whether there may be nulls of a column in each row group, by its footer; None where it does not say."""
+    ranges = []
+    with filesystem.open_input_file(file.path) as source, pq.ParquetFile(source) as parquet:
+        metadata = parquet.metadata
+        index = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(name)
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(index).statistics
+            known = statistics is not None and statistics.has_min_max
+            nulls = statistics is None or not statistics.has_null_count or statistics.null_count > 0
+            ranges.append((statistics.min, statistics.max, nulls) if known else (None, None, nulls))
+    return ranges

@@ -5,6 +5,7 @@ Shapes: B rows of a chunk, L latent dimensions, S samples.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from pyarrow import fs
 
 from data.columns import Column
-from data.encoding import TableEncoding
+from data.encoding import TableEncoding, constant_array
 from data.output import OutputFolder
-from data.table import RowGroup, read_row_group
+from data.reading import RowReader
+from data.table import RowGroup
+from data.types import is_text
 from vae.bundle import open_bundle
 from vae.rows import Rows
 
@@ -46,6 +49,7 @@ class EncodeTask:
     key: str | None
     key_type: pa.DataType | None
     columns: tuple[str, ...]
+    max_batch_bytes: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Encoder:
         bundle = open_bundle(model.files)
         self.model, self.encoding, self.task = bundle.model, TableEncoding.from_json(bundle.table), task
         self.schema = self._schema().with_metadata(model.metadata)
+        key = [pa.field(task.key, task.key_type)] if task.key and task.key not in self.encoding.modelled else []
+        self.reads = pa.schema([*self.encoding.schema_of(self.encoding.modelled), *key])
 
     def _schema(self) -> pa.Schema:
         vector = pa.list_(pa.float32(), self.model.latent_dim)
@@ -73,7 +79,7 @@ class Encoder:
             "elbo": pa.field("elbo_nats_per_row", pa.float64()),
         }
         keys = (
-            [pa.field(self.task.key, self.task.key_type)]
+            [pa.field(self.task.key, key_storage(self.task.key_type))]
             if self.task.key
             else [pa.field("source_file", pa.string()), pa.field("source_row", pa.int64())]
         )
@@ -82,25 +88,30 @@ class Encoder:
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the unit's file and returns what the manifest says of it."""
         num_rows = 0
-        with self.task.output.staged(unit["output"], self.schema) as writer:
+        unseen: Counter[str] = Counter()
+        with (
+            self.task.output.staged(unit["output"], self.schema) as writer,
+            RowReader(self.task.filesystem, self.reads, self.task.max_batch_bytes) as reader,
+        ):
             for index, rows in enumerate(unit["row_groups"]):
-                group = RowGroup(unit["path"], unit["identity"], index, num_rows, rows)
-                writer.write_table(pa.concat_tables(self._encode_group(group, unit["input"])))
+                group = RowGroup(unit["path"], unit["identity"], index, num_rows, rows, unit["partition"])
+                for part, table in reader.slices(group):
+                    chunks = self._encode_slice(table, part, unit["input"], unseen)
+                    writer.write_table(pa.concat_tables(chunks))
                 num_rows += rows
-        return {name: unit[name] for name in ("output", "input", "identity", "num_bytes")} | {"num_rows": num_rows}
+        known = {name: unit[name] for name in ("output", "input", "identity", "num_bytes")}
+        return known | {"num_rows": num_rows, "unseen": dict(unseen)}
 
-    def _encode_group(self, group: RowGroup, relative_path: str) -> Iterator[pa.Table]:
-        names = list(dict.fromkeys([*self.encoding.modelled, *([self.task.key] if self.task.key else [])]))
-        table = read_row_group(self.task.filesystem, group, names)
+    def _encode_slice(self, table: pa.Table, part: RowGroup, relative_path: str, unseen: Counter[str]) -> Iterator[pa.Table]:
         for begin in range(0, table.num_rows, CHUNK_ROWS):
-            yield self._encode_chunk(table.slice(begin, CHUNK_ROWS), group.path, relative_path, group.first_row + begin)
+            yield self._encode_chunk(table.slice(begin, CHUNK_ROWS), part.path, relative_path, part.first_row + begin, unseen)
 
     @torch.inference_mode()
-    def _encode_chunk(self, chunk: pa.Table, path: str, relative_path: str, first_row: int) -> pa.Table:
-        rows = Rows.from_arrays(self.encoding.encode(chunk, path))
+    def _encode_chunk(self, chunk: pa.Table, path: str, relative_path: str, first_row: int, unseen: Counter[str]) -> pa.Table:
+        rows = Rows.from_arrays(self.encoding.encode(chunk, path, unseen))
         q_z = self.model.posterior(rows)
         columns: list[Any] = (
-            [chunk[self.task.key]]
+            [chunk[self.task.key].cast(self.schema.field(0).type)]
             if self.task.key
             else [
                 pa.array([relative_path] * len(chunk)),
@@ -135,7 +146,7 @@ class Generator:
         bundle = open_bundle(model.files)
         self.model, self.encoding, self.task = bundle.model, TableEncoding.from_json(bundle.table), task
         self.null_pattern = bool(bundle.table["null_pattern"])
-        self.schema = readable_schema(self.encoding).with_metadata(model.metadata)
+        self.schema = readable_schema(self.encoding, self.null_pattern).with_metadata(model.metadata)
 
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
         """Writes rows first_row..end_row-1 and returns what the manifest says of them."""
@@ -175,19 +186,24 @@ class Generator:
         if column.kind == "ignored":
             if column.constant is None:
                 return pa.nulls(GENERATION_CHUNK_ROWS, kind)
-            values = [None if lost else column.constant for lost in missing]
-            return pa.array(values, kind) if pa.types.is_integer(kind) else pa.array(values).cast(kind, safe=False)
-        return self.encoding.decode_column(column.name, arrays[column.name], ~missing)
+            return constant_array(column.constant, kind, missing)
+        return self.encoding.decode_column(column.name, arrays[column.name], ~missing, kind)
 
 
-def readable_schema(encoding: TableEncoding) -> pa.Schema:
-    """Returns the training schema; ignored fixed-size lists, which come out null, as plain lists.
+def key_storage(kind: pa.DataType) -> pa.DataType:
+    """Returns the type in which keys come out: their own, dictionaries as they are read."""
+    return pa.dictionary(pa.int32(), kind.value_type) if pa.types.is_dictionary(kind) and is_text(kind) else kind
+
+
+def readable_schema(encoding: TableEncoding, null_pattern: bool) -> pa.Schema:
+    """Returns the training schema; fixed-size lists some of which come out null, as plain lists.
 
     pyarrow 25 writes but cannot read back a fixed_size_list column that has null rows.
     """
     fields = []
     for field, column in zip(encoding.schema, encoding.columns, strict=True):
-        null_lists = pa.types.is_fixed_size_list(field.type) and column.kind == "ignored"
+        some_null = column.kind == "ignored" or (null_pattern and column.null_fraction > 0)
+        null_lists = pa.types.is_fixed_size_list(field.type) and some_null
         fields.append(pa.field(field.name, pa.list_(field.type.value_type)) if null_lists else field)
     return pa.schema(fields)
 

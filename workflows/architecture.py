@@ -31,16 +31,24 @@ def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
         case "boolean":
             return common | {"likelihood": "bernoulli", "size": field.size}
         case "categorical":
-            return common | {"likelihood": "categorical", "sizes": [len(column.categories) for column in columns]}
+            return common | {"likelihood": "categorical", "sizes": [column.num_codes for column in columns]}
         case "integer":
-            ranges = [standardised_range(encoding.schema.field(c.name).type, np.array(c.mean), c.scale) for c in columns]
-            lower, upper = [float(low[0]) for low, _ in ranges], [float(high[0]) for _, high in ranges]
             return common | {
                 "likelihood": "discretised_gaussian",
                 "size": field.size,
                 "half_width": [0.5 / c.scale for c in columns],
-                "lower": lower,
-                "upper": upper,
+                "lower": [(float(c.lower or 0) - c.mean[0]) / c.scale for c in columns],
+                "upper": [(float(c.upper or 0) - c.mean[0]) / c.scale for c in columns],
+            }
+        case "warped":
+            return common | {
+                "likelihood": "warped_discretised_gaussian",
+                "size": field.size,
+                "width": [c.width for c in columns],
+                "mean": [c.mean[0] for c in columns],
+                "scale": [c.scale for c in columns],
+                "lower": [(c.lower or 0) - c.center for c in columns],
+                "upper": [(c.upper or 0) - c.center for c in columns],
             }
         case "vector" if not columns[0].integer:
             return common | {"likelihood": "gaussian", "size": field.size, "shared_scale": True}

@@ -16,6 +16,10 @@ def require(condition: bool, key: str, value: object, needed: str) -> None:
         raise ConfigError(f"{key} is {value!r}; it must be {needed}")
 
 
+def check_batch_bytes(max_batch_bytes: int) -> None:
+    require(max_batch_bytes >= 2**20, "data.max_batch_bytes", max_batch_bytes, "at least 1048576 (1 MiB)")
+
+
 @dataclass(frozen=True)
 class ClusterConfig:
     """Where training runs."""
@@ -61,7 +65,7 @@ class DataConfig:
     """The column that identifies a row: it is not modelled, decides the split, and comes back with the embeddings."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overrides by column, e.g. '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}';
-    kinds: numeric boolean categorical vector image ignored."""
+    kinds: numeric count boolean categorical timestamp vector image key ignored."""
     validation_fraction: float = 0.1
     """Share of rows, chosen by hash, that only measure; 0 keeps the last epoch's weights."""
     test_fraction: float = 0.0
@@ -72,6 +76,18 @@ class DataConfig:
     """V: pieces into which the training rows are cut; results do not depend on how many workers share them."""
     shuffle_window_rows: int = 1_000_000
     """Rows of a logical shard that are permuted together."""
+    max_categories: int = 1000
+    """Categories kept of a column, the most frequent ones; the rest become one category "other"."""
+    min_category_count: int = 1
+    """Training rows that a category needs to be kept, for privacy; rarer ones become "other"."""
+    nonfinite: Literal["error", "null"] = "error"
+    """What NaN and infinities are: an error that names column and file, or nulls, in training and whenever the model reads a table."""
+    allow_missing_columns: bool = False
+    """A column that some files lack is null there; otherwise that is an error."""
+    max_unique_check_rows: int = 20_000_000
+    """Rows up to which the keys are compared and one that comes twice is an error; larger tables are not checked, and that is said."""
+    max_batch_bytes: int = 268_435_456
+    """Bytes that rows may take when decoded at once; larger row groups are read in slices, and what cannot be sliced is refused."""
 
     def check(self) -> None:
         for name in ("validation_fraction", "test_fraction"):
@@ -79,7 +95,10 @@ class DataConfig:
         total = self.validation_fraction + self.test_fraction
         require(total < 1, "data.validation_fraction + data.test_fraction", total, "below 1, so that training rows are left")
         require(self.num_logical_shards >= 1, "data.num_logical_shards", self.num_logical_shards, "at least 1")
-        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows, "at least 1")
+        for name in ("shuffle_window_rows", "max_categories", "min_category_count"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.max_unique_check_rows >= 0, "data.max_unique_check_rows", self.max_unique_check_rows, "at least 0")
+        check_batch_bytes(self.max_batch_bytes)
 
     @property
     def fractions(self) -> tuple[float, float]:
@@ -94,6 +113,11 @@ class BatchDataConfig:
     """Parquet file, folder, glob, list of these, or URI (local, s3://, gs://)."""
     key: str | None = None
     """The column that identifies a row in the output; default: the model's key column, or source_file and source_row without one."""
+    max_batch_bytes: int = 268_435_456
+    """Bytes that rows may take when decoded at once; larger row groups are read in slices, and what cannot be sliced is refused."""
+
+    def check(self) -> None:
+        check_batch_bytes(self.max_batch_bytes)
 
 
 @dataclass(frozen=True)
@@ -259,6 +283,7 @@ class EncodeConfig:
 
     def check(self) -> None:
         self.cluster.check()
+        self.data.check()
         require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more of mean, scale, elbo")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.encoding import TableEncoding
-from data.output import OutputFolder, output_name
-from data.table import DataError, Table, open_table
+from data.listing import DataError
+from data.output import OutputFolder
+from data.table import Table, open_table
+from data.units import units_to_do
 from vae.bundle import open_bundle
 from workflows.actors import Encoder, EncodeTask, run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output, refuse_output_in_input
@@ -32,54 +35,47 @@ def main(config: EncodeConfig) -> dict[str, Any]:
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     pinned = Registry(config.registry.tracking_uri).pin(config.model)
     encoding = TableEncoding.from_json(open_bundle(pinned.files, where=config.model).table)
-    table = open_table(config.data.path)
-    key = check_table(table, encoding, config.data.key)
+    key = config.data.key or encoding.key
+    table = open_table(config.data.path, [*encoding.modelled, *([key] if key else [])])
+    check_table(table, encoding, key)
     root = OutputFolder.open(config.output.path)
     refuse_output_in_input(table, root)
     root.claim({"job": "encode", "model_name": pinned.name, "columns": [key or "source_file, source_row", *config.output.columns]})
     output = root.below(f"model_version={pinned.version}")
     manifests = output.manifests()
     done = manifests[-1]["units"] if manifests else {}
-    units = units_to_do(table, output, done)
+    units = units_to_do(table, done, output.names())
     records: list[dict[str, Any]] = []
     if units:
         logger.info("%d of %d files to encode", len(units), len(table.files))
-        task = EncodeTask(table.filesystem, output, key, table.schema.field(key).type if key else None, tuple(config.output.columns))
+        task = EncodeTask(
+            table.filesystem,
+            output,
+            key,
+            table.schema.field(key).type if key else None,
+            tuple(config.output.columns),
+            config.data.max_batch_bytes,
+        )
         with connected(config.cluster.address):
             records = follow(run_units(Encoder, model_files(pinned), task, units, num_actors(config.cluster)), len(units))
         put_manifest(output, pinned, "encode", done | {record["output"]: record for record in records}, len(manifests) + 1)
+    say_unseen(records)
     return json_line(pinned, output, records, len(table.files) - len(units), time.monotonic() - started)
 
 
-def check_table(table: Table, encoding: TableEncoding, key: str | None) -> str | None:
-    """Returns the key column of the output, None for source_file and source_row. Raises DataError for what does not fit."""
+def check_table(table: Table, encoding: TableEncoding, key: str | None) -> None:
+    """Raises DataError for a table without the key column of the output, or that does not fit the model."""
     where = table.files[0].path
-    encoding.check_schema(table.schema, where)
-    key = key or encoding.key
+    encoding.check_schema(table.schema, where, table.partitions)
     if key is not None and key not in table.schema.names:
         raise DataError(f"{where}: the key column {key!r} is missing; name another by --data.key")
-    return key
 
 
-def units_to_do(table: Table, output: OutputFolder, done: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the files that the manifest lacks, or whose content or output is not what it says."""
-    units = []
-    for file in table.files:
-        name = output_name(file.relative_path)
-        known = done.get(name)
-        if known is not None and known["identity"] == file.identity and output.exists(name):
-            continue
-        units.append(
-            {
-                "output": name,
-                "path": file.path,
-                "input": file.relative_path,
-                "identity": file.identity,
-                "num_bytes": file.num_bytes,
-                "row_groups": list(file.row_groups),
-            }
-        )
-    return units
+def say_unseen(records: list[dict[str, Any]]) -> None:
+    """Warns of values that the model has no code for; they were encoded as "other", or as missing."""
+    unseen: Counter[str] = sum((Counter(record["unseen"]) for record in records), Counter())
+    for name, count in unseen.items():
+        logger.warning("column %s: %d values that training did not see, encoded as other or missing", name, count)
 
 
 def json_line(pinned: PinnedModel, output: OutputFolder, records: list[dict[str, Any]], num_skipped: int, wall_s: float) -> dict[str, Any]:
@@ -91,6 +87,7 @@ def json_line(pinned: PinnedModel, output: OutputFolder, records: list[dict[str,
         "num_rows": num_rows,
         "num_units_done": len(records),
         "num_units_skipped": num_skipped,
+        "num_unseen": sum(sum(record["unseen"].values()) for record in records),
         "output_path": output.path,
         "manifest": output.last_manifest(),
         "rows_per_s": num_rows / wall_s,

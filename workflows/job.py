@@ -15,8 +15,9 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data.columns import ColumnOverrideError
+from data.encoding import EncodingFormatError
+from data.listing import DataError
 from data.output import OutputError
-from data.table import DataError
 from vae.bundle import BundleError
 from workflows.config import ConfigError
 
@@ -44,6 +45,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (TryAgain, 75),
     (KeyboardInterrupt, 75),
     (BundleError, 76),
+    (EncodingFormatError, 76),
     (ComputationError, 1),
 ]
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data.columns import Column
 from data.encoding import TableEncoding
-from data.table import Table, read_row_group
+from data.reading import RowReader, plain_text
+from data.table import Table
 from vae.model import VAE
 from vae.rows import Rows
 
@@ -26,11 +27,12 @@ MAX_COLOURS = 20
 def sample_rows(table: Table, encoding: TableEncoding, num_rows: int = SAMPLE_ROWS) -> pa.Table:
     """Returns up to num_rows rows from the table's first row groups, with the columns that the model reads."""
     parts: list[pa.Table] = []
-    for group in table.row_groups():
-        parts.append(read_row_group(table.filesystem, group, encoding.modelled))
-        if sum(part.num_rows for part in parts) >= num_rows:
-            break
-    return pa.concat_tables(parts).slice(0, num_rows)
+    with RowReader(table.filesystem, encoding.schema_of(encoding.modelled)) as reader:
+        for _, rows in (part for group in table.row_groups() for part in reader.slices(group)):
+            parts.append(rows)
+            if sum(part.num_rows for part in parts) >= num_rows:
+                break
+    return pa.concat_tables([plain_text(part) for part in parts]).slice(0, num_rows)
 
 
 @torch.inference_mode()

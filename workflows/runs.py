@@ -10,7 +10,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from data.table import open_filesystem
+from data.listing import open_filesystem
 from workflows.config import ConfigError
 from workflows.job import ServiceError
 

@@ -29,8 +29,10 @@ from workflows.training import fit, prepare
 def main(config: TrainConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_defaults(config)
-    table = open_table(config.data.path)
-    validation_table = open_table(config.data.validation_path) if config.data.validation_path else None
+    allow_missing = config.data.allow_missing_columns
+    table = open_table(config.data.path, allow_missing_columns=allow_missing)
+    validation_path = config.data.validation_path
+    validation_table = open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
     registry = Registry(config.registry.tracking_uri)
     experiment_id = registry.open_experiment(config.registry.experiment)
     this = Run.open(config.run.storage_path, config.run.name, identity(config, table, validation_table))

@@ -23,13 +23,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from data.columns import decide_columns
+from data.columns import Rules, check_names, counted_columns, decide_columns, key_column
 from data.encoding import TableEncoding
+from data.listing import DataError
 from data.plan import Plan, readings
 from data.scan import scan
 from data.shard import bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
-from data.table import DataError, RowGroup, Table
+from data.table import RowGroup, Table
 from workflows.architecture import architecture
 from workflows.checkpoint import BUNDLE, Progress, read_progress
 from workflows.cluster import Workers
@@ -70,16 +71,28 @@ class Prepared:
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
     """Returns the table's encoding and split after one distributed pass. Raises DataError or ColumnOverrideError."""
     data = config.data
-    summary, counts = scan(table, data.key, data.fractions)
+    key = key_column(data.key, data.columns)
+    check_names(table.schema, key, data.columns)
+    if key is not None and table.num_rows > data.max_unique_check_rows:
+        logger.warning("%d rows: whether two of them have one %s is not checked (data.max_unique_check_rows)", table.num_rows, key)
+    summary, counts = scan(
+        table,
+        key,
+        data.fractions,
+        categorical=counted_columns(data.columns),
+        max_unique_check_rows=data.max_unique_check_rows,
+        max_batch_bytes=data.max_batch_bytes,
+    )
     source = Source(table, list(table.row_groups()), counts, data.fractions)
     if source.num_rows(TRAIN) == 0:
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
-    columns = decide_columns(table.schema, summary, data.key, data.columns)
-    encoding = TableEncoding(table.schema, tuple(columns), data.key)
+    rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
+    columns = decide_columns(table.schema, summary, key, data.columns, rules)
+    encoding = TableEncoding(table.schema, tuple(columns), key, data.nonfinite)
     sources = {TRAIN: source}
     if validation_table is not None:
-        encoding.check_schema(validation_table.schema, str(data.validation_path))
-        _, counts = scan(validation_table, data.key, ONE_SIDE[VALIDATION], only_rows=True)
+        encoding.check_schema(validation_table.schema, str(data.validation_path), validation_table.partitions)
+        _, counts = scan(validation_table, key, ONE_SIDE[VALIDATION], only_rows=True, max_batch_bytes=data.max_batch_bytes)
         sources[VALIDATION] = Source(validation_table, list(validation_table.row_groups()), counts, ONE_SIDE[VALIDATION])
     elif source.num_rows(VALIDATION):
         sources[VALIDATION] = source
@@ -141,7 +154,7 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, w
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.per_worker
         ),
-        datasets=datasets(prepared, plan.num_shards, workers.num_workers),
+        datasets=datasets(prepared, plan.num_shards, workers.num_workers, config.data.max_batch_bytes),
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         run_config=ray.train.RunConfig(
             name=run.name,
@@ -155,14 +168,14 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, w
     return collect(result, Path(run.path).name)
 
 
-def datasets(prepared: Prepared, num_shards: int, num_workers: int) -> dict[str, Any]:
+def datasets(prepared: Prepared, num_shards: int, num_workers: int, max_batch_bytes: int) -> dict[str, Any]:
     """Returns SIDE-RANK -> dataset: each worker's own rows of each side."""
     result = {}
     for side, source in prepared.sources.items():
         for rank in range(num_workers):
             plan = readings(source.groups, source.counts, [side], num_shards, rank, num_workers)
             if plan:
-                result[f"{side}-{rank}"] = reading_dataset(source.table, plan, prepared.encoding, source.fractions)
+                result[f"{side}-{rank}"] = reading_dataset(source.table, plan, prepared.encoding, source.fractions, max_batch_bytes)
     return result
 
 

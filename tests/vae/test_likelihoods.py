@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
@@ -24,6 +25,8 @@ from vae.likelihoods import (
     DiscretisedGaussian,
     Gaussian,
     Likelihood,
+    WarpedDiscretisedGaussian,
+    asinh_step,
     log_ndtr,
     log_normal_mass,
 )
@@ -31,10 +34,11 @@ from vae.likelihoods import (
 some_examples = settings(max_examples=60, deadline=None)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
+Scaled = Gaussian | DiscretisedGaussian | WarpedDiscretisedGaussian
 log_scales = st.floats(MIN_LOG_SCALE - 2, MAX_LOG_SCALE + 2)
 
 
-def column(values: list[float] | range, dtype: torch.dtype = torch.float64) -> Tensor:
+def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
     """One cell per row, [V, 1]."""
     return torch.tensor(list(values), dtype=dtype)[:, None]
 
@@ -43,7 +47,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def with_log_scale(likelihood: Gaussian | DiscretisedGaussian, log_scale: float) -> None:
+def with_log_scale(likelihood: Scaled, log_scale: float) -> None:
     likelihood.log_scale.data.fill_(log_scale)
 
 
@@ -58,7 +62,17 @@ def integer_field(low: int, high: int, mean: float, scale: float) -> Discretised
     return DiscretisedGaussian(1, [0.5 / scale], [(low - mean) / scale], [(high - mean) / scale])
 
 
-def total_mass(likelihood: DiscretisedGaussian, values: Tensor, location: float, dtype: torch.dtype) -> float:
+def warped_field(lower: float, upper: float, width: float = 3.0, mean: float = 0.5, scale: float = 1.25) -> WarpedDiscretisedGaussian:
+    """Integers lower..upper after asinh. Unless given others, it has numbers that float32 holds exactly."""
+    return WarpedDiscretisedGaussian(1, [width], [mean], [scale], [lower], [upper])
+
+
+def stored(integers: Sequence[int], width: float = 3.0, mean: float = 0.5, scale: float = 1.25) -> Tensor:
+    """What data/ makes of integers, before it rounds to float32: [V, 1]."""
+    return column([(math.asinh(k / width) - mean) / scale for k in integers])
+
+
+def total_mass(likelihood: Likelihood, values: Tensor, location: float, dtype: torch.dtype) -> float:
     """The sum of the probabilities of values [V, 1], which are all that the range holds."""
     log_mass = likelihood.to(dtype)(torch.full((1, 1), location, dtype=dtype)).log_prob(values).detach()
     assert log_mass.shape == values.shape
@@ -97,11 +111,15 @@ def exact_log_mass(middle: float, half_width: float, at_lower: bool = False, at_
     """log(Phi(middle + half_width) - Phi(middle - half_width)) to 60 digits, rounded once."""
     with mpmath.workdps(60):
         ends = mpmath.mpf(middle) - mpmath.mpf(half_width), mpmath.mpf(middle) + mpmath.mpf(half_width)
-        lower, upper = -mpmath.inf if at_lower else ends[0], mpmath.inf if at_upper else ends[1]
-        if lower + upper > 0:
-            lower, upper = -upper, -lower
-        tails = [mpmath.erfc(-end / mpmath.sqrt(2)) / 2 for end in (lower, upper)]
-        return float(mpmath.log(tails[1] - tails[0]))
+        return log_mass_between(-mpmath.inf if at_lower else ends[0], mpmath.inf if at_upper else ends[1])
+
+
+def log_mass_between(lower: mpmath.mpf, upper: mpmath.mpf) -> float:
+    """log(Phi(upper) - Phi(lower)) to mpmath's digits, rounded once."""
+    if lower + upper > 0:
+        lower, upper = -upper, -lower
+    tails = [mpmath.erfc(-end / mpmath.sqrt(2)) / 2 for end in (lower, upper)]
+    return float(mpmath.log(tails[1] - tails[0]))
 
 
 def log_mass_of(
@@ -251,6 +269,199 @@ def test_bytes_and_their_standardised_numbers_have_the_same_probabilities() -> N
     torch.testing.assert_close(field(outputs).log_prob(pixels), standardised(outputs).log_prob(field.features(pixels)))
 
 
+# Warped discretised Gaussian
+
+LARGEST = 2**63  # int64's range
+warp_widths = st.floats(-1, 4).map(lambda e: 10**e)
+
+
+@both_precisions
+@settings(max_examples=200, deadline=None)
+@given(twice=st.one_of(st.integers(0, 40), st.floats(1, 63).map(lambda e: int(2**e))), width=st.floats(-3, 9).map(lambda e: 10**e))
+def test_a_step_of_asinh_is_exact_to_the_error_that_its_docstring_states(twice: int, width: float, dtype: torch.dtype) -> None:
+    start, divisor = torch.tensor(twice / 2, dtype=dtype), torch.tensor(width, dtype=dtype)
+    with mpmath.workdps(60):
+        at, over = mpmath.mpf(start.item()), mpmath.mpf(divisor.item())
+        exact = float(mpmath.asinh((at + 0.5) / over) - mpmath.asinh(at / over))
+    actual = asinh_step(start, divisor)
+    assert actual.dtype == dtype
+    assert actual.item() == pytest.approx(exact, rel=2 * torch.finfo(dtype).eps, abs=0)
+
+
+@pytest.mark.parametrize("width", [0.5, 3.0, 700.0])
+@pytest.mark.parametrize(("lower", "upper"), [(-40, 300), (0, 5000)])
+@pytest.mark.parametrize("location", [-30.0, -0.6, 0.1234, 3.0, 40.0])
+def test_the_probabilities_of_a_whole_support_sum_to_one_after_the_warp(width: float, lower: int, upper: int, location: float) -> None:
+    values = stored(range(lower, upper + 1), width)
+    for log_scale in SUM_LOG_SCALES:
+        field = warped_field(lower, upper, width)
+        with_log_scale(field, log_scale)
+        assert total_mass(field, values, location, torch.float64) == pytest.approx(1, abs=1e-9)
+        tolerance = 1e-5 if log_scale >= -1 else 2e-4  # a narrower Gaussian sees that float32 rounds the stored numbers
+        assert total_mass(field, values.float(), location, torch.float32) == pytest.approx(1, abs=tolerance)
+
+
+@some_examples
+@given(
+    lower=st.integers(-300, 300),
+    num_values=st.integers(1, 400),
+    width=warp_widths,
+    mean=st.floats(-12, 12),
+    scale=st.floats(0.1, 10),
+    location=st.floats(-10, 10),
+    log_scale=log_scales,
+)
+def test_the_probabilities_of_any_support_sum_to_one_after_the_warp(
+    lower: int, num_values: int, width: float, mean: float, scale: float, location: float, log_scale: float
+) -> None:
+    field = warped_field(lower, lower + num_values - 1, width, mean, scale)
+    with_log_scale(field, log_scale)
+    held = [float(number) for number in (field.width, field.mean, field.scale)]  # in float32
+    values = stored(range(lower, lower + num_values), *held)
+    assert total_mass(field, values, location, torch.float64) == pytest.approx(1, abs=1e-9)
+
+
+def exact_warped_log_mass(k: int, width: float, location: float, scale_of_noise: float, lower: int, upper: int) -> float:
+    """log P(k) as theory.md defines it, to 60 digits, rounded once; mean 0.5 and scale 1.25."""
+    with mpmath.workdps(60):
+
+        def standardised(end: mpmath.mpf) -> mpmath.mpf:
+            return ((mpmath.asinh(end / mpmath.mpf(width)) - 0.5) / 1.25 - mpmath.mpf(location)) / mpmath.mpf(scale_of_noise)
+
+        half = mpmath.mpf(1) / 2
+        below = -mpmath.inf if k == lower else standardised(k - half)
+        return log_mass_between(below, mpmath.inf if k == upper else standardised(k + half))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    k=st.one_of(st.integers(-50, 50), st.integers(-(10**12), 10**12)),
+    width=warp_widths.map(lambda w: round(w * 1024) / 1024),
+    distance=st.floats(-30, 30),
+    log_scale=st.floats(MIN_LOG_SCALE, MAX_LOG_SCALE),
+    end=st.sampled_from([(True, False), (False, False), (False, True), (True, True)]),
+)
+def test_an_integer_has_the_mass_of_its_unit_interval_after_the_warp(
+    k: int, width: float, distance: float, log_scale: float, end: tuple[bool, bool]
+) -> None:
+    lower, upper = k if end[0] else -LARGEST, k if end[1] else LARGEST
+    field = warped_field(lower, upper, width).double()
+    field.lower.fill_(float(lower))  # again: float32, in which they were given, rounds them
+    field.upper.fill_(float(upper))
+    field.log_scale.data.fill_(log_scale)
+    value = stored([k], width)
+    location = value + distance * math.exp(log_scale)
+    actual = field(location).log_prob(value).item()
+    exact = exact_warped_log_mass(k, width, location.item(), field.log_scale.exp().item(), lower, upper)
+    assert abs(actual - exact) <= 4e-8 + 1e-11 * abs(exact)  # the first is log_normal_mass's own
+
+
+FLOAT32_INTEGERS = [*range(2000), *(int(10 ** (e / 100)) for e in range(330, 600)), 10**6]
+
+
+def float32_errors(integers: list[int], width: float, distance: float, log_scale: float) -> Tensor:
+    """Errors of log P, stored and computed in float32 against float64 throughout, `distance` standard deviations out: [V, 1]."""
+    mean, scale = 0.3 + math.asinh(3000 / width), 1.7  # which float32 rounds, too
+    exact, rounded = (warped_field(0, LARGEST, width, mean, scale).to(dtype) for dtype in (torch.float64, torch.float32))
+    exact.mean[:], exact.scale[:], exact.width[:] = mean, scale, width
+    for field in (exact, rounded):
+        with_log_scale(field, log_scale)
+    values = stored(integers, width, mean, scale)
+    location = (values + distance * math.exp(log_scale)).float()
+    actual: Tensor = rounded(location).log_prob(values.float()).detach()
+    expected: Tensor = exact(location.double()).log_prob(values).detach()
+    assert actual.dtype == torch.float32
+    return (actual.double() - expected).abs()
+
+
+@pytest.mark.parametrize("width", [1.0, 10.0, 100.0, 1e3, 1e4])
+@pytest.mark.parametrize("distance", [-3.0, -1.0, 0.0, 1.0, 3.0])
+def test_float32_loses_little_of_the_warped_log_mass_up_to_a_million(width: float, distance: float) -> None:
+    for log_scale, bound in ((1.0, 1e-4), (0.0, 1e-4), (-2.0, 1e-4), (-4.0, 2e-4), (MIN_LOG_SCALE, 2e-3)):
+        assert float32_errors(FLOAT32_INTEGERS, width, distance, log_scale).max() < bound
+
+
+@pytest.mark.parametrize("width", [1.0, 10.0, 1e4])
+def test_where_float32_misses_an_integer_it_takes_a_near_one_of_about_the_same_mass(width: float) -> None:
+    integers = [int(2 ** (e / 16)) for e in range(320, 992)]  # 2^20 to 2^62
+    field = warped_field(0, LARGEST, width)
+
+    def misses(integers: Sequence[int]) -> Tensor:
+        found = torch.round(field.width * torch.sinh(stored(integers, width).float() * field.scale + field.mean)).double()
+        return (found / column(integers) - 1).abs()
+
+    assert (misses(range(1, 2**18, 7)) == 0).all()
+    assert (misses(integers) > 0).double().mean() > 0.5
+    assert misses(integers).max() < 1e-5
+    for distance in (-3.0, 0.0, 3.0):
+        assert float32_errors(integers, width, distance, 0.0).max() < 1e-4
+
+
+def test_a_larger_location_moves_mass_up() -> None:
+    values = stored(range(-40, 301))
+    field = warped_field(-40, 300).double()
+    with_log_scale(field, -0.5)
+    locations = torch.linspace(-4, 4, 17, dtype=torch.float64)[:, None, None]
+    at_most = field(locations).log_prob(values).exp().cumsum(1)[:, :-1]  # P(K <= k), [locations, V - 1, 1]
+    assert at_most.shape == (17, 340, 1)
+    assert (at_most.diff(dim=0) < 1e-12).all()
+    assert (at_most[0] - at_most[-1]).max() > 0.99
+
+
+@both_precisions
+def test_the_ends_of_int64_have_their_whole_tails(dtype: torch.dtype) -> None:
+    field = warped_field(-LARGEST, LARGEST - 1, width=17.3, mean=0.3, scale=4.1).to(dtype)
+    values = stored([-LARGEST, LARGEST - 1], 17.3, 0.3, 4.1).float()
+    for end, value in zip((-1, 1), values, strict=True):
+        location = value[None].to(dtype) + end * torch.tensor([[-3.0], [0.0], [3.0]], dtype=dtype)
+        expected = log_ndtr(end * (location - value))
+        torch.testing.assert_close(field(location).log_prob(value[None]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_outside_the_support_counts_as_its_nearest_end() -> None:
+    field = warped_field(-3, 60)
+    distribution = field(torch.tensor([[0.4]]))
+    ends, outside = stored([-3, 60]).float(), stored([-5, 10**6]).float()
+    torch.testing.assert_close(distribution.log_prob(outside), distribution.log_prob(ends), rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_the_warped_mass_are_its_slopes_in_location_and_scale() -> None:
+    values = stored([-3, -1, 0, 1, 7, 59, 60])
+    field = warped_field(-3, 60).double()
+
+    def log_prob(location: Tensor, log_scale: Tensor) -> Tensor:
+        distribution: CellDistribution = torch.func.functional_call(field, {"log_scale": log_scale}, (location,))
+        return distribution.log_prob(values)
+
+    for log_scale in (-5.0, -1.0, 1.0):
+        inputs = [torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in ([[0.37]], [log_scale])]
+        assert torch.autograd.gradcheck(log_prob, inputs, eps=1e-6, atol=1e-4, rtol=1e-5)
+
+
+def test_maximum_likelihood_puts_the_share_of_zeros_at_zero_when_zero_is_the_lower_end() -> None:
+    num_rows = 4000
+    normal = -0.4 + 1.5 * torch.randn(num_rows, generator=generator(), dtype=torch.float64)
+    counts = (3 * torch.sinh(1.25 * normal + 0.5)).round().clamp(min=0)
+    repeats = torch.bincount(counts.long())[:, None]
+    share = repeats[0].item() / num_rows
+    assert 0.5 < share < 0.6
+
+    def fitted_mass_of_zero(lower: int) -> float:
+        field = warped_field(lower, LARGEST).double()
+        location = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+        values = stored(range(len(repeats)))
+        optimiser = torch.optim.Adam([location, field.log_scale], lr=0.05)
+        for _ in range(400):
+            optimiser.zero_grad()
+            (-repeats * field(location).log_prob(values)).sum().div(num_rows).backward()
+            optimiser.step()
+        return math.exp(field(location).log_prob(values[:1]).item())
+
+    standard_error = math.sqrt(share * (1 - share) / num_rows)
+    assert abs(fitted_mass_of_zero(0) - share) < 2 * standard_error
+    assert fitted_mass_of_zero(-1000) < share - 20 * standard_error  # a Gaussian alone has no place for such a spike
+
+
 # Bernoulli and categorical
 
 
@@ -344,7 +555,8 @@ extremes = st.one_of(float32s, st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e15, 1e30
 @given(value=extremes, location=extremes, log_scale=extremes)
 def test_no_finite_value_location_or_scale_gives_a_nan_or_an_infinity(value: float, location: float, log_scale: float) -> None:
     small, large = integer_field(-128, 127, 3.0, 60.0), integer_field(-(2**63), 2**63 - 1, 1e9, 1e12)
-    fields: list[Gaussian | DiscretisedGaussian] = [Gaussian(1), Gaussian(1, shared_scale=True), small, large]
+    warped = [warped_field(-3, 60), warped_field(0, LARGEST, 0.5, 12.0, 0.1), warped_field(-LARGEST, LARGEST, 1e4, -3.0, 40.0)]
+    fields: list[Scaled] = [Gaussian(1), Gaussian(1, shared_scale=True), small, large, *warped]
     for field in fields:
         with_log_scale(field, log_scale)
         assert_finite(field, location, torch.tensor([[value]]))
@@ -407,6 +619,17 @@ def test_standardised_integers_are_drawn_as_often_as_they_are_probable(location:
     assert_frequencies(integers + 3, masses.detach())
 
 
+@pytest.mark.parametrize(("location", "log_scale"), [(0.1, -1.0), (-0.4, 0.0), (2.6, 0.0), (0.0, 2.0)])
+def test_warped_integers_are_drawn_as_often_as_they_are_probable(location: float, log_scale: float) -> None:
+    field = warped_field(-3, 60)
+    with_log_scale(field, log_scale)
+    drawn = draw(field, [location])
+    assert drawn.dtype == torch.float32
+    integers = (3 * torch.sinh(1.25 * drawn.double() + 0.5)).round()  # as data/ decodes them
+    masses = field(torch.tensor([[location]])).log_prob(stored(range(-3, 61)).float()).exp()[:, 0]
+    assert_frequencies(integers + 3, masses.detach())
+
+
 def test_gaussian_draws_have_its_mean_variance_and_quantiles() -> None:
     likelihood = Gaussian(2)
     likelihood.log_scale.data = torch.tensor([-2.0, 1.0])
@@ -438,8 +661,8 @@ def test_categories_are_drawn_as_often_as_they_are_probable() -> None:
 
 every_likelihood = pytest.mark.parametrize(
     "likelihood",
-    [Gaussian(3), bytes_field(size=3), integer_field(-3, 5, 0.7, 1.9), Bernoulli(3), Categorical(SIZES)],
-    ids=["gaussian", "bytes", "integers", "bernoulli", "categorical"],
+    [Gaussian(3), bytes_field(size=3), integer_field(-3, 5, 0.7, 1.9), warped_field(-3, 60), Bernoulli(3), Categorical(SIZES)],
+    ids=["gaussian", "bytes", "integers", "warped", "bernoulli", "categorical"],
 )
 
 
@@ -467,6 +690,7 @@ def test_draws_stay_in_range_whatever_the_decoder_says(extreme: float) -> None:
     assert (draw(bytes_field(), [extreme]) == edge).all()
     field = integer_field(-3, 5, 0.7, 1.9)
     assert (draw(field, [extreme]) == (field.upper if extreme > 0 else field.lower)).all()
+    assert (draw(warped_field(-3, 60), [extreme]) == stored([60 if extreme > 0 else -3]).float()).all()
     codes = draw(Categorical(SIZES), [extreme, -extreme] * 5 + [extreme])
     assert (codes >= 0).all()
     assert (codes < torch.tensor(SIZES)).all()
@@ -477,6 +701,8 @@ def test_means_are_in_stored_units() -> None:
     assert pixels.dtype == torch.uint8
     assert pixels[:, 0].tolist() == [39, 0, 255]  # round(33 + 6.4), and the ends
     assert Gaussian(2)(torch.tensor([[0.5, -1.0]])).mean.tolist() == [[0.5, -1.0]]
+    inside_and_ends = torch.cat([torch.tensor([[0.25]]), stored([-3, 60]).float()])
+    assert torch.equal(warped_field(-3, 60)(torch.tensor([[0.25], [-9.0], [9.0]])).mean, inside_and_ends)
     scores = torch.tensor([[0.0, 2.0, 1.0, -5.0, 0.0, 0.0, 0.0, 3.0, 0.0, 1.0, 2.0]])
     modes = Categorical(SIZES)(scores)
     assert isinstance(modes, CategoricalCells)

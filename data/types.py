@@ -1,0 +1,49 @@
+"""What an Arrow type is to us: a number, text, a point in time, a list. And the numbers that such a column holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_temporal(kind: pa.DataType) -> bool:
+    """Whether values are dates, times of day or timestamps; durations are not modelled."""
+    return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))
+
+
+def ticks_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the integer type in which a temporal type counts its units."""
+    return pa.int32() if kind.bit_width == 32 else pa.int64()
+
+
+def integer_range(kind: pa.DataType) -> tuple[int, int]:
+    """Returns the least and greatest integer that an integer or temporal type holds; times lie within a day."""
+    if pa.types.is_time(kind):
+        return 0, 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit] - 1
+    bounds = np.iinfo((ticks_type(kind) if is_temporal(kind) else kind).to_pandas_dtype())
+    return int(bounds.min), int(bounds.max)
+
+
+def to_float64(values: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
+    """Returns numbers (of temporal types: their units since the epoch) as float64, NaN where null."""
+    if is_temporal(values.type):
+        values = values.cast(ticks_type(values.type))
+    if pa.types.is_float16(values.type):
+        values = values.cast(pa.float32())
+    cast = values.cast(pa.float64(), safe=False)
+    return np.asarray(cast.to_numpy() if isinstance(cast, pa.ChunkedArray) else cast.to_numpy(zero_copy_only=False), dtype=np.float64)
