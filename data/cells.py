@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,46 +13,40 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.columns import Column
-from data.listing import DataError
-from data.types import is_temporal, is_text, ticks_type
+from data.types import is_temporal, to_ticks
 
 # The largest standardised cell: float32 holds its square.
 LARGEST_CELL = 1e18
 
 
-def present(array: pa.Array, flags: NDArray[np.bool_]) -> None:
-    """Writes which cells are not null into flags [B], from the array's bitmap."""
-    bitmap = array.buffers()[0] if array.null_count else None
-    if bitmap is None:
-        flags[:] = True
-    else:
-        bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little", count=array.offset + len(array))
-        flags[:] = bits[array.offset :].view(np.bool_)
+def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Returns an array of any content, in memory of Arrow's pool: what one batch frees the next one takes, without asking the system."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(pa.allocate_buffer(num_bytes), dtype).reshape(shape)
+
+
+def flags_of(arrays: Sequence[pa.Array]) -> NDArray[np.bool_]:
+    """Returns which cells of some arrays of one length are not null, [arrays, B], all bitmaps unpacked at once."""
+    num_cells = len(arrays[0])
+    bitmaps = np.full((len(arrays), -(-num_cells // 8)), 255, np.uint8)
+    for row, array in zip(bitmaps, arrays, strict=True):
+        if array.null_count:
+            if array.offset % 8:
+                array = pa.concat_arrays([array])  # a copy, which begins at a byte
+            row[:] = np.frombuffer(array.buffers()[0], np.uint8, len(row), array.offset // 8)
+    return np.unpackbits(bitmaps, axis=1, count=num_cells, bitorder="little").view(np.bool_)
 
 
 def raw_numbers(array: pa.Array) -> NDArray[Any]:
     """Returns the numbers [B] in their own NumPy type where there is one, else float64; null cells hold anything."""
     if is_temporal(array.type):
-        array = array.view(ticks_type(array.type))
+        array = to_ticks(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64(), safe=False)
     dtype = np.dtype(array.type.to_pandas_dtype())
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize) if len(array) else np.zeros(0, dtype)
-
-
-def finite_numbers(array: pa.Array, valid: NDArray[np.bool_], place: str, nonfinite: str) -> NDArray[np.float64]:
-    """Returns float64 numbers [B], 0 where not valid; NaN and infinities are refused by DataError, or made not valid."""
-    numbers = raw_numbers(array).astype(np.float64)
-    numbers[~valid] = 0
-    bad = ~np.isfinite(numbers)
-    if bad.any():
-        if nonfinite == "error":
-            raise DataError(f"{place} has {int(bad.sum())} NaN or infinite values; store them as null, or train with --data.nonfinite null")
-        valid &= ~bad
-        numbers[bad] = 0
-    return numbers
 
 
 def mask_missing(cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
@@ -60,24 +56,19 @@ def mask_missing(cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
 
 
 def encode_categories(array: pa.Array, column: Column, codes: NDArray[np.int32], valid: NDArray[np.bool_], unseen: Counter[str]) -> None:
-    """Writes codes [B] (0 where missing) and flags [B]. A value without a code of its own is "other", or missing where there is none."""
+    """Writes codes [B], 0 where not valid. A value without a code of its own is "other", or no longer valid where there is none."""
     if pa.types.is_dictionary(array.type):
         table = codes_of(array.dictionary, column)
-        present(array.indices, valid)
-        indices = raw_numbers(array.indices)
-        np.take(table, indices, mode="clip", out=codes) if len(table) else codes.fill(0)
-        known_nulls = array.dictionary.null_count
+        np.take(table if len(table) else np.zeros(1, np.int32), raw_numbers(array.indices), mode="clip", out=codes)
     else:
         codes[:] = codes_of(array, column)
-        present(array, valid)
-        known_nulls = 0
-    if array.null_count or known_nulls:
+    if array.null_count:
         mask_missing(codes, valid)
     if len(codes) and int(codes.min()) < 0:
-        settle_unseen(array, column, codes, valid, unseen)
+        settle_unseen(column, codes, valid, unseen)
 
 
-def settle_unseen(array: pa.Array, column: Column, codes: NDArray[np.int32], valid: NDArray[np.bool_], unseen: Counter[str]) -> None:
+def settle_unseen(column: Column, codes: NDArray[np.int32], valid: NDArray[np.bool_], unseen: Counter[str]) -> None:
     unknown = codes == -1
     unseen[column.name] += int(unknown.sum())
     lost = codes == -2 if column.other else codes < 0
@@ -89,10 +80,8 @@ def settle_unseen(array: pa.Array, column: Column, codes: NDArray[np.int32], val
 
 def codes_of(values: pa.Array, column: Column) -> NDArray[np.int32]:
     """Returns each value's code; -1 for a value that has none, -2 for a null."""
-    kind = pa.large_string() if is_text(values.type) else values.type
-    known = pa.array(column.categories, pa.large_string() if is_text(values.type) else None)
-    known = known.cast(kind)
-    codes: NDArray[np.int32] = pc.fill_null(pc.index_in(values.cast(kind), known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
+    codes = pc.index_in(values, pa.array(column.categories, values.type))
+    known: NDArray[np.int32] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
     if values.null_count:
-        codes[values.is_null().to_numpy(zero_copy_only=False)] = -2
-    return codes
+        known = np.where(values.is_valid().to_numpy(zero_copy_only=False), known, np.int32(-2))
+    return known

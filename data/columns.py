@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from data.listing import DataError
-from data.sketches import QuantileSketch
+from data.scales import heavy_tails, usable, warped_moments
+from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
 from data.types import integer_range, is_list, is_number, is_temporal, is_text
+from data.widening import without_dictionary
 
 KINDS = ("numeric", "count", "boolean", "categorical", "timestamp", "vector", "image", "key", "ignored")
 # Integers with at most this many different values are codes more often than quantities.
 MAX_INTEGER_CATEGORIES = 20
 # Text of which this share of the values differs is free text: a category says something only where it comes again.
 FREE_TEXT_SHARE = 0.9
-# Quantiles of heavy tails are told from outliers by this many values.
-MIN_TAIL_VALUES = 100
-# How far the 0.1 % quantiles lie from the median, in standard deviations judged by the 10 % quantiles: Gaussian 3.1, Laplace 4.9,
-# exponential 7.2, lognormal 16. Beyond this a Gaussian's tail is too light to hold them.
-HEAVY_TAIL = 6.0
-GAUSSIAN_DECILES = 2.563
-# Its inverse is finite in float64.
-MIN_SCALE = 1e-300
+# Decimals of so many digits come back from float64 as they were.
+FLOAT_DIGITS = 15
+NAMED = "named by data.columns"
 
 
 class ColumnOverrideError(ValueError):
@@ -97,23 +93,24 @@ def decide_columns(
 
     Raises ColumnOverrideError for an override that cannot be, DataError where a column's values are unsuitable (all at once).
     """
-    check_names(schema, key, overrides)
+    check_overrides(schema, key, overrides)
     faults: list[str] = []
     columns = []
     for item in schema:
-        column_summary = summary.columns.get(item.name, ColumnSummary())
         override = overrides.get(item.name, {})
         if item.name == key:
-            columns.append(Column(item.name, "key", "named by data.key"))
+            columns.append(Column(item.name, "key", f"named by {'data.columns' if 'kind' in override else 'data.key'}"))
             continue
-        check_override(item, override)
-        column = infer(item, column_summary, override, rules)
-        if column.kind != "ignored" and column_summary.num_nonfinite and rules.nonfinite == "error":
-            count, first = column_summary.num_nonfinite, column_summary.first_nonfinite
-            faults.append(
-                f"column {item.name!r} has {count} NaN or infinite values, the first in {first}; "
-                "store them as null, or take them for nulls by --data.nonfinite null"
-            )
+        column_summary = summary.columns.get(item.name, ColumnSummary())
+        column = replace(infer(item, column_summary, override, rules), null_fraction=null_fraction(item, column_summary))
+        if column.kind != "ignored" and column_summary.num_nonfinite:
+            found = f"{column_summary.num_nonfinite} NaN or infinite values"
+            column = replace(column, reason=f"{column.reason}; {found} count as nulls")
+            if rules.nonfinite == "error":
+                faults.append(
+                    f"column {item.name!r} has {found}, the first in {column_summary.first_nonfinite}; "
+                    "store them as null, or take them for nulls by --data.nonfinite null"
+                )
         if column.kind != "ignored" and not np.isfinite([*column.mean, column.scale]).all():
             faults.append(f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g})")
         columns.append(column)
@@ -123,6 +120,14 @@ def decide_columns(
         reasons = "; ".join(f"{column.name}: {column.reason}" for column in columns)
         raise DataError(f"no column is left to model ({reasons}); give kinds by data.columns")
     return columns
+
+
+def check_overrides(schema: pa.Schema, key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ColumnOverrideError for what names and types alone forbid; the rest is known when the values are."""
+    check_names(schema, key, overrides)
+    faults = [fault for name, override in overrides.items() for fault in override_faults(schema.field(name), override, name == key)]
+    if faults:
+        raise ColumnOverrideError("\n".join(faults))
 
 
 def check_names(schema: pa.Schema, key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> None:
@@ -154,197 +159,178 @@ def largest(summary: ColumnSummary) -> float:
     return float(max(summary.moments.maximum.max(), -summary.moments.minimum.min()))
 
 
-def check_override(item: pa.Field, override: Mapping[str, Any]) -> None:
-    values = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
-    if set(override) - {"kind", "shape"}:
-        raise ColumnOverrideError(
-            f"data.columns.{item.name}: unknown keys {sorted(set(override) - {'kind', 'shape'})}; known are kind and shape"
-        )
+def null_fraction(item: pa.Field, summary: ColumnSummary) -> float:
+    """Returns the share of rows without a value; a list's elements may be missing besides."""
+    num_rows = summary.num_values + summary.num_nulls
+    missing = summary.num_nulls + (0 if is_list(item.type) else summary.num_nonfinite)
+    return missing / num_rows if num_rows else 1.0
+
+
+def override_faults(item: pa.Field, override: Mapping[str, Any], is_key: bool) -> list[str]:
+    place, values = f"data.columns.{item.name}", without_dictionary(item.type)
+    faults = []
+    unknown = sorted(set(override) - {"kind", "shape"})
+    if unknown:
+        faults.append(f"{place}: unknown keys {unknown}; known are kind and shape")
     shape = override.get("shape")
     if shape is not None and not (isinstance(shape, list) and shape and all(type(side) is int and side > 0 for side in shape)):
-        raise ColumnOverrideError(f"data.columns.{item.name}.shape is {shape!r}; it must be a list of positive numbers, such as [28, 28]")
-    if shape is not None and not can_be(values, "image"):
-        raise ColumnOverrideError(f"data.columns.{item.name}.shape: a column of type {item.type} is no image; images are lists of uint8")
-    kind = override.get("kind")
-    if kind is None:
-        return
-    possible = [k for k in KINDS if k != "key" and can_be(values, k)]
-    if kind not in possible:
-        raise ColumnOverrideError(f"data.columns.{item.name}.kind is {kind!r}; a column of type {item.type} can be one of {possible}")
+        faults.append(f"{place}.shape is {shape!r}; it must be a list of positive numbers, such as [28, 28]")
+    elif shape is not None and not can_be(values, "image"):
+        faults.append(f"{place}.shape: a column of type {item.type} is no image; images are lists of uint8")
+    possible = ["key"] if is_key else [kind for kind in KINDS if can_be(values, kind)]
+    if override.get("kind", possible[0]) not in possible:
+        faults.append(f"{place}.kind is {override['kind']!r}; a column of type {item.type} can be one of {possible}")
+    return faults
 
 
-def can_be(kind_of_values: pa.DataType, kind: str) -> bool:
+def can_be(values: pa.DataType, kind: str) -> bool:
     match kind:
-        case "ignored":
-            return True
         case "numeric":
-            return is_number(kind_of_values)
+            return is_number(values)
         case "count":
-            return bool(pa.types.is_integer(kind_of_values))
+            return bool(pa.types.is_integer(values))
         case "boolean":
-            return bool(pa.types.is_boolean(kind_of_values))
+            return bool(pa.types.is_boolean(values))
         case "categorical":
-            return is_text(kind_of_values) or bool(pa.types.is_integer(kind_of_values))
+            return is_text(values) or bool(pa.types.is_integer(values))
         case "timestamp":
-            return is_temporal(kind_of_values)
+            return is_temporal(values)
         case "vector":
-            return is_list(kind_of_values) and is_number(kind_of_values.value_type)
+            return is_list(values) and is_number(values.value_type)
+        case "image":
+            return is_list(values) and bool(values.value_type == pa.uint8())
         case _:
-            return is_list(kind_of_values) and bool(kind_of_values.value_type == pa.uint8())
+            return kind == "ignored"
 
 
 def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any], rules: Rules) -> Column:
-    name, kind = item.name, override.get("kind")
-    num_rows = summary.num_values + summary.num_nulls
-    lost = summary.num_nulls + (summary.num_nonfinite if not is_list(item.type) else 0)
-    nulls = lost / num_rows if num_rows else 0.0
+    """Returns the column but for its null fraction."""
+    name, kind, values = item.name, override.get("kind"), without_dictionary(item.type)
     if kind == "ignored":
-        return Column(name, "ignored", "named by data.columns", nulls)
+        return Column(name, "ignored", NAMED)
     if summary.num_values == 0:
-        return Column(name, "ignored", "all null in the training rows", 1.0)
-    if (constant := constant_value(summary)) is not None:
-        return Column(name, "ignored", "constant", nulls, constant=constant)
-    said = "named by data.columns" if kind else None
-    values = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
+        return Column(name, "ignored", "all null in the training rows")
+    if (constant := constant_value(summary, rules)) is not None:
+        return Column(name, "ignored", "constant", constant=constant)
     if can_be(values, "boolean"):
-        return Column(name, "boolean", said or "boolean type", nulls, shape=[1])
+        return Column(name, "boolean", NAMED if kind else "boolean type", shape=[1])
     if is_text(values):
-        return text_column(name, summary, nulls, said, rules)
+        return text_column(name, summary, kind, rules)
     if pa.types.is_integer(values):
-        return integer_column(item, summary, nulls, kind, rules)
-    if is_number(values):
-        return numeric_column(item, "numeric", summary, nulls, said or f"{values} type")
-    if is_temporal(values):
-        return numeric_column(item, "timestamp", summary, nulls, said or f"{values} type")
+        return integer_column(name, values, summary, kind, rules)
+    if is_number(values) or is_temporal(values):
+        return numeric_column(name, values, "timestamp" if is_temporal(values) else "numeric", summary, NAMED if kind else f"{values} type")
     if can_be(values, "vector"):
-        return list_column(item, summary, nulls, override)
-    return Column(name, "ignored", f"columns of type {values} are not modelled", nulls)
+        return list_column(name, values, summary, override)
+    return Column(name, "ignored", f"columns of type {values} are not modelled")
 
 
-def constant_value(summary: ColumnSummary) -> Any:
-    if summary.counts is not None and summary.counts.entries is not None:
+def constant_value(summary: ColumnSummary, rules: Rules) -> Any:
+    """Returns the one value of a scalar column, exact and as JSON holds it; None where there are several."""
+    if summary.counts is not None:
         return summary.counts.most_common(1)[0][0] if summary.counts.is_one_value else None
+    if summary.decimals is not None:
+        least, most = summary.decimals
+        return None if least < most else float(least) if len(least.as_tuple().digits) <= FLOAT_DIGITS else str(least)
     moments = summary.moments
-    if moments is not None and summary.num_nonfinite == 0 and not summary.sizes and moments.minimum[0] == moments.maximum[0]:
-        return float(moments.minimum[0])
-    return None
+    if moments is None or summary.sizes or (summary.num_nonfinite and rules.nonfinite == "error"):
+        return None
+    return float(moments.minimum[0]) if moments.minimum[0] == moments.maximum[0] else None
 
 
-def text_column(name: str, summary: ColumnSummary, nulls: float, said: str | None, rules: Rules) -> Column:
-    distinct = summary.num_distinct
-    if said is None and summary.is_unique and summary.num_values > 1:
-        return Column(name, "ignored", "every value is different: free text, or a key to name by data.key", nulls)
-    if said is None and distinct > max(FREE_TEXT_SHARE * summary.num_values, MAX_INTEGER_CATEGORIES):
-        return Column(name, "ignored", f"free text: about {distinct:.0f} different values in {summary.num_values} rows", nulls)
-    return categorical_column(name, summary, nulls, said or "text", rules)
+def text_column(name: str, summary: ColumnSummary, kind: str | None, rules: Rules) -> Column:
+    if kind is None and summary.is_unique:
+        return Column(name, "ignored", "every value is different: free text, or a key to name by data.key")
+    if kind is None and summary.num_distinct > max(FREE_TEXT_SHARE * summary.num_values, MAX_INTEGER_CATEGORIES):
+        return Column(name, "ignored", f"free text: {number_of_values(summary)} different values in {summary.num_values} rows")
+    return categorical_column(name, summary, NAMED if kind else "text", rules)
 
 
-def integer_column(item: pa.Field, summary: ColumnSummary, nulls: float, kind: str | None, rules: Rules) -> Column:
+def integer_column(name: str, values: pa.DataType, summary: ColumnSummary, kind: str | None, rules: Rules) -> Column:
     few = summary.num_distinct <= MAX_INTEGER_CATEGORIES
     if kind is None and summary.is_unique and not few:
-        return Column(item.name, "ignored", "every value is different: a key? then name it by data.key", nulls)
+        return Column(name, "ignored", "every value is different: a key? then name it by data.key")
     if kind == "categorical" or (kind is None and few):
-        return categorical_column(item.name, summary, nulls, "named by data.columns" if kind else "integers", rules)
+        return categorical_column(name, summary, NAMED if kind else "integers", rules)
     assert summary.moments is not None
-    least = float(summary.moments.minimum[0])
+    least = summary.moments.minimum[0]
     if kind == "count" and least < 0:
-        raise ColumnOverrideError(f"data.columns.{item.name}.kind is 'count', but its values go down to {least:g}; counts are 0 or more")
-    count = kind == "count" or (kind is None and least >= 0)
-    said = "named by data.columns" if kind else f"{'whole numbers from 0' if count else 'integers'}, more than {MAX_INTEGER_CATEGORIES}"
-    return numeric_column(item, "count" if count else "numeric", summary, nulls, said)
+        raise ColumnOverrideError(f"data.columns.{name}.kind is 'count', but its values go down to {least:g}; counts are 0 or more")
+    wide = f"{'integers' if least < 0 else 'integers from 0'}, more than {MAX_INTEGER_CATEGORIES} values"
+    return numeric_column(name, values, kind or ("numeric" if least < 0 else "count"), summary, NAMED if kind else wide)
 
 
-def categorical_column(name: str, summary: ColumnSummary, nulls: float, reason: str, rules: Rules) -> Column:
+def number_of_values(summary: ColumnSummary) -> str:
+    exact = summary.counts is not None and summary.counts.exact
+    return f"{'' if exact else 'about '}{summary.num_distinct:.0f}"
+
+
+def categorical_column(name: str, summary: ColumnSummary, reason: str, rules: Rules) -> Column:
     """Returns the column with its most frequent categories, in ascending order; what is not kept is said."""
-    assert summary.counts is not None
-    counts = summary.counts.finished()
+    counts = summary.counts
+    assert counts is not None
     kept, rows = counts.most_common(rules.max_categories, rules.min_category_count)
     others = counts.total - sum(rows)
     if not kept:
-        return Column(name, "ignored", f"no value comes in {rules.min_category_count} rows (data.min_category_count)", nulls)
-    distinct = f"{counts.num_distinct}" if counts.exact else f"about {summary.num_distinct:.0f}"
-    reason += f" with {distinct} values"
+        return Column(name, "ignored", f"no value comes in {rules.min_category_count} rows (data.min_category_count)")
+    reason += f", {number_of_values(summary)} values"
     if others:
         reason += f", the {len(kept)} most frequent kept; {others / counts.total:.1%} of the rows are one category 'other'"
     if not counts.exact:
         reason += f" (counts are approximate, by up to {counts.error} rows)"
-    return Column(name, "categorical", reason, nulls, shape=[1], categories=sorted(kept), other=others > 0)
+    return Column(name, "categorical", reason, shape=[1], categories=sorted(kept), other=others > 0)
 
 
-def numeric_column(item: pa.Field, kind: str, summary: ColumnSummary, nulls: float, reason: str) -> Column:
+def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSummary, reason: str) -> Column:
     """Returns the column standardised, its tails drawn in where they are heavy."""
     moments, sketch = summary.moments, summary.sketch
     if moments is None or sketch is None:
-        return Column(item.name, "ignored", "no finite value in the training rows", nulls)
-    integer = kind != "numeric" or pa.types.is_integer(item.type)
-    lower, upper = integer_range(item.type) if integer else (None, None)
-    if kind == "count":
-        lower = 0
-    warp = tails(sketch, integer) if kind != "timestamp" else None
-    if warp is None:
-        scale = usable(np.sqrt(moments.squares[0] / moments.count[0]))
-        return Column(item.name, kind, reason, nulls, integer, [1], [float(moments.mean[0])], scale, lower=lower, upper=upper)
-    center, width = warp
+        return Column(name, "ignored", "no finite value in the training rows")
+    integer = kind != "numeric" or pa.types.is_integer(values)
+    lower, upper = integer_range(values) if integer else (None, None)
+    column = Column(name, kind, reason, integer=integer, shape=[1], lower=0 if kind == "count" else lower, upper=upper)
+    tails = heavy_tails(sketch) if kind != "timestamp" else None
+    if tails is None:
+        return replace(column, mean=moments.mean.tolist(), scale=usable(np.sqrt(moments.squares[0] / moments.count[0])))
+    center, width = float(round(tails[0])) if integer else tails[0], tails[1]
     mean, scale = warped_moments(sketch, center, width)
-    return Column(item.name, kind, f"{reason}; heavy tails, drawn in", nulls, integer, [1], [mean], scale, center, width, lower, upper)
+    return replace(column, reason=f"{reason}; heavy tails, drawn in", mean=[mean], scale=scale, center=center, width=width)
 
 
-def tails(sketch: QuantileSketch, integer: bool) -> tuple[float, float] | None:
-    """Returns center and width of the asinh that draws heavy tails in, None where the tails are light."""
-    if sketch.count < MIN_TAIL_VALUES:
-        return None
-    least, low, center, high, most = sketch.quantiles([0.001, 0.1, 0.5, 0.9, 0.999])
-    spread = (high - low) / GAUSSIAN_DECILES
-    if max(most - center, center - least) <= HEAVY_TAIL * spread:
-        return None
-    center = float(round(center)) if integer else center
-    if spread == 0:  # one value in most rows: what the others' distances are
-        distances, counts = np.abs(sketch.middles() - center), sketch.counts
-        away = distances > 0
-        order = np.argsort(distances[away])
-        ends = counts[away][order].cumsum()
-        spread = float(distances[away][order][np.searchsorted(ends, ends[-1] / 2)])
-    return center, spread
-
-
-def warped_moments(sketch: QuantileSketch, center: float, width: float) -> tuple[float, float]:
-    """Returns mean and standard deviation of asinh((x - center) / width), as the sketch knows x."""
-    warped: NDArray[np.float64] = np.arcsinh((sketch.middles() - center) / width)
-    mean = float(np.average(warped, weights=sketch.counts))
-    return mean, usable(np.sqrt(np.average((warped - mean) ** 2, weights=sketch.counts)))
-
-
-def usable(scale: float) -> float:
-    """Returns a scale to divide by: 1 where the values' differences are beyond what float64 holds."""
-    return float(scale) if scale > MIN_SCALE else 1.0
-
-
-def list_column(item: pa.Field, summary: ColumnSummary, nulls: float, override: Mapping[str, Any]) -> Column:
-    name, kind, moments = item.name, override.get("kind"), summary.moments
+def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override: Mapping[str, Any]) -> Column:
+    kind, moments = override.get("kind"), summary.moments
     if len(summary.sizes) != 1:
         if kind:
             raise ColumnOverrideError(
                 f"data.columns.{name}.kind is {kind!r}, but its lists have several lengths, among them {sorted(summary.sizes)}"
             )
-        return Column(name, "ignored", f"lists of several lengths ({', '.join(map(str, sorted(summary.sizes)))}, ..)", nulls)
+        return Column(name, "ignored", f"lists of several lengths ({', '.join(map(str, sorted(summary.sizes)))}, ..)")
     (size,) = summary.sizes
-    if size == 0 or moments is None or moments.count.sum() == 0 or (moments.minimum == moments.maximum).all():
-        return Column(name, "ignored", "lists without elements, or all the same", nulls)
     side = math.isqrt(size)
     shape = list(override.get("shape", [side, side] if side * side == size else [size]))
     if math.prod(shape) != size:
         raise ColumnOverrideError(f"data.columns.{name}.shape is {shape}, which makes {math.prod(shape)} cells; the lists hold {size}")
     if kind == "image" and len(shape) < 2:
         raise ColumnOverrideError(f"data.columns.{name}: {size} pixels are no square; give its shape, such as [height, width]")
-    is_image = kind == "image" or (kind is None and can_be(item.type, "image") and len(shape) > 1)
-    missing = summary.num_null_elements > 0 or summary.num_nonfinite > 0
+    missing = summary.num_missing_elements > 0
+    if size == 0 or moments is None or moments.count.sum() == 0:
+        return Column(name, "ignored", "lists without a number")
+    if not missing and (moments.minimum == moments.maximum).all():
+        return Column(name, "ignored", "constant", constant=constant_list(values, moments.minimum.tolist()))
+    is_image = kind == "image" or (kind is None and can_be(values, "image") and len(shape) > 1)
+    reason = NAMED if kind else f"lists of {size} {'bytes' if is_image else 'numbers'}"
     total = moments.count.sum()
     if not is_image:
         scale = usable(np.sqrt(moments.squares.sum() / total))
-        reason = "named by data.columns" if kind else f"lists of {size} numbers"
-        whole = pa.types.is_integer(item.type.value_type)
-        return Column(name, "vector", reason, nulls, whole, [size], moments.mean.tolist(), scale, element_nulls=missing)
-    mean = float((moments.mean * moments.count).sum() / total)
+        whole = pa.types.is_integer(values.value_type)
+        return Column(name, "vector", reason, 0.0, whole, [size], moments.mean.tolist(), scale, element_nulls=missing)
+    mean = (moments.mean * moments.count).sum() / total
     scale = usable(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total))
-    reason = "named by data.columns" if kind else f"lists of {size} bytes"
-    return Column(name, "image", reason, nulls, True, shape, [mean], scale, element_nulls=missing)
+    return Column(name, "image", reason, 0.0, True, shape, [float(mean)], scale, element_nulls=missing)
+
+
+def constant_list(values: pa.DataType, elements: list[float]) -> list[Any] | None:
+    """Returns the list that every row holds, None where float64 does not hold it exactly."""
+    if pa.types.is_integer(values.value_type):
+        return [int(element) for element in elements] if max(map(abs, elements)) <= MAX_EXACT_INTEGER else None
+    return elements if pa.types.is_floating(values.value_type) else None

@@ -20,14 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.cells import LARGEST_CELL, encode_categories, finite_numbers, mask_missing, present, raw_numbers
+from data.cells import LARGEST_CELL, empty, encode_categories, flags_of, raw_numbers
 from data.columns import Column
+from data.decoding import decode
 from data.listing import DataError
-from data.types import integer_range, is_temporal, ticks_type
 from data.widening import fits
 
 FORMAT_VERSION = 2
 LOG_JACOBIAN = "log_jacobian"
+# Elements that are standardised at once: float64 that a second-level cache holds.
+BLOCK_CELLS = 2**15
 STORAGE: dict[str, np.dtype[Any]] = {"boolean": np.dtype(np.int8), "categorical": np.dtype(np.int32), "image": np.dtype(np.uint8)}
 
 Arrays = dict[str, NDArray[Any]]
@@ -119,12 +121,12 @@ class TableEncoding:
         Raises DataError naming `where` (a file) and the column.
         """
         arrays: Arrays = {LOG_JACOBIAN: np.zeros(table.num_rows)}
-        counter: Counter[str] = Counter() if unseen is None else unseen
+        batch = Batch(table, where, self.nonfinite, Counter() if unseen is None else unseen, arrays, empty((table.num_rows,), np.float64))
         for field in self.fields:
             if field.kind in ("vector", "image"):
-                encode_list_field(field, table, where, arrays, self.nonfinite)
+                encode_list_field(field, batch)
             else:
-                encode_scalar_field(field, table, where, arrays, self.nonfinite, counter)
+                encode_scalar_field(field, batch)
         return arrays
 
     def check_schema(self, schema: pa.Schema, where: str, spelled: Collection[str] = ()) -> None:
@@ -148,71 +150,80 @@ class TableEncoding:
         return decode(column, kind or self.schema.field(name).type, cells, valid)
 
 
-def encode_scalar_field(field: Field, table: pa.Table, where: str, arrays: Arrays, nonfinite: str, unseen: Counter[str]) -> None:
-    """Adds a field's arrays, and its log-Jacobian. Each column is contiguous while it is made."""
-    cells = np.empty((field.size, table.num_rows), field.storage)
-    valid = np.empty((field.size, table.num_rows), np.bool_)
-    for column, values, flags in zip(field.columns, cells, valid, strict=True):
-        place = f"{where}: column {column.name!r}"
-        array = one_array(table[column.name])
-        match field.kind:
-            case "boolean":
-                present(array, flags)
+@dataclass(frozen=True)
+class Batch:
+    """Rows while they are encoded. scratch: float64 [B] that every column of numbers uses anew, as fresh memory costs more than sums."""
+
+    table: pa.Table
+    where: str
+    nonfinite: str
+    unseen: Counter[str]
+    arrays: Arrays
+    scratch: NDArray[np.float64]
+
+    def refuse_nonfinite(self, column: Column, count: int) -> None:
+        """Raises DataError where NaN and infinities are errors and there are some."""
+        if count and self.nonfinite == "error":
+            place = f"{self.where}: column {column.name!r}"
+            raise DataError(f"{place} has {count} NaN or infinite values; store them as null, or train with --data.nonfinite null")
+
+
+def encode_scalar_field(field: Field, batch: Batch) -> None:
+    """Adds a field's arrays. Each column is contiguous while it is made."""
+    columns = [one_array(batch.table[column.name]) for column in field.columns]
+    cells = empty((field.size, batch.table.num_rows), field.storage)
+    valid = flags_of(columns)
+    if field.kind in ("boolean", "categorical"):
+        for column, array, values, flags in zip(field.columns, columns, cells, valid, strict=True):
+            if field.kind == "boolean":
                 values[:] = array.fill_null(False).to_numpy(zero_copy_only=False)
-            case "categorical":
-                encode_categories(array, column, values, flags, unseen)
-            case _:
-                encode_numbers(array, column, place, values, flags, nonfinite, unseen, arrays[LOG_JACOBIAN])
-    arrays[field.name], arrays[f"{field.name}.valid"] = cells.T, valid.T
+            else:
+                encode_categories(array, column, values, flags, batch.unseen)
+    else:
+        encode_numbers(field, columns, batch, cells, valid)
+    batch.arrays[field.name], batch.arrays[f"{field.name}.valid"] = cells.T, valid.T
 
 
 @np.errstate(over="ignore", invalid="ignore")  # null cells hold anything; the others are checked
-def encode_numbers(
-    array: pa.Array,
-    column: Column,
-    place: str,
-    cells: NDArray[Any],
-    valid: NDArray[np.bool_],
-    nonfinite: str,
-    unseen: Counter[str],
-    log_jacobian: NDArray[np.float64],
-) -> None:
-    """Writes standardised cells [B] and flags [B], and adds the log-Jacobian of a continuous column's observed cells."""
-    numbers = raw_numbers(array)
-    present(array, valid)
-    if column.kind == "count":
-        negative = valid & (numbers < 0)
-        if negative.any():
-            unseen[column.name] += int(negative.sum())
-            valid &= ~negative
+def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """Writes standardised cells [D, B], 0 where not valid, and adds the log-Jacobian of the continuous columns' observed cells."""
+    for column, array, values, flags in zip(field.columns, columns, cells, valid, strict=True):
+        numbers = raw_numbers(array)
+        if column.kind == "count" and len(numbers) and numbers.min() < 0:
+            negative = flags & (numbers < 0)
+            batch.unseen[column.name] += int(negative.sum())
+            flags &= ~negative
+        y = standardised(numbers, column, batch, flags)
+        values[:] = y
+        if len(values) and not (values.max() <= LARGEST_CELL and values.min() >= -LARGEST_CELL):
+            bad = flags & ~np.isfinite(numbers)
+            batch.refuse_nonfinite(column, int(bad.sum()))
+            flags &= ~bad
+            values[:] = np.clip(np.where(flags, y, 0.0), -LARGEST_CELL, LARGEST_CELL)  # numbers beyond float32 are its largest cells
+    missing = np.flatnonzero(~valid)
+    cells.reshape(-1)[missing] = 0
+    if not field.columns[0].integer:
+        num_rows = batch.table.num_rows
+        logs = [math.log(column.scale) + math.log(column.width or 1.0) for column in field.columns]
+        starts = np.arange(field.size) * num_rows
+        counts = np.diff(np.searchsorted(missing, starts), append=len(missing))
+        batch.arrays[LOG_JACOBIAN] += np.bincount(missing - np.repeat(starts, counts), np.repeat(logs, counts), num_rows) - sum(logs)
+
+
+def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Returns a column's standardised numbers [B], in the batch's scratch, and adds what of the log-Jacobian differs between rows."""
+    y = batch.scratch
     if column.width is None:
-        y = np.subtract(numbers, column.mean[0], dtype=np.float64)
+        np.subtract(numbers, column.mean[0], out=y, dtype=np.float64)
     else:
-        t = np.subtract(numbers, column.center, dtype=np.float64) / column.width
-        y = np.arcsinh(t)
+        np.subtract(numbers, column.center, out=y, dtype=np.float64)
+        y *= 1 / column.width
+        if not column.integer:
+            batch.arrays[LOG_JACOBIAN] -= np.where(valid & np.isfinite(numbers), np.log(np.hypot(1, y)), 0.0)
+        np.arcsinh(y, out=y)
         y -= column.mean[0]
     y *= 1 / column.scale
-    cells[:] = y
-    if array.null_count or not valid.all():
-        mask_missing(cells, valid)
-    if not np.isfinite(cells).all():
-        settle_nonfinite(numbers, y, cells, valid, place, nonfinite)
-    if not column.integer:
-        jacobian = np.full(len(cells), -math.log(column.scale))
-        if column.width is not None:
-            jacobian -= math.log(column.width) + 0.5 * np.log1p(t * t)
-        log_jacobian += np.where(valid, jacobian, 0.0) if not valid.all() else jacobian
-
-
-def settle_nonfinite(
-    numbers: NDArray[Any], y: NDArray[np.float64], cells: NDArray[Any], valid: NDArray[np.bool_], place: str, nonfinite: str
-) -> None:
-    """Makes all cells finite: NaN and infinities are refused or missing; numbers beyond float32 are its largest cells."""
-    bad = valid & ~np.isfinite(numbers)
-    if bad.any() and nonfinite == "error":
-        raise DataError(f"{place} has {int(bad.sum())} NaN or infinite values; store them as null, or train with --data.nonfinite null")
-    valid &= ~bad
-    cells[:] = np.clip(np.where(valid, y, 0.0), -LARGEST_CELL, LARGEST_CELL)
+    return y
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -222,112 +233,53 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def encode_list_field(field: Field, table: pa.Table, where: str, arrays: Arrays, nonfinite: str) -> None:
+def encode_list_field(field: Field, batch: Batch) -> None:
+    """Adds the elements [B, D] (standardised for vectors, bytes for images), their validity [B, 1] or [B, D], and the log-Jacobian."""
     (column,) = field.columns
-    cells, valid = encode_lists(table[column.name], column, f"{where}: column {column.name!r}", nonfinite)
-    if column.kind == "vector" and not column.integer:
-        observed = valid.sum(1) * (column.size // valid.shape[1])
-        arrays[LOG_JACOBIAN] -= math.log(column.scale) * observed
-    arrays[field.name], arrays[f"{field.name}.valid"] = cells, valid
-
-
-def encode_lists(values: pa.ChunkedArray, column: Column, place: str, nonfinite: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Returns the elements [B, D] (standardised for vectors, bytes for images) and their validity [B, 1] or [B, D]."""
-    lengths = pc.unique(pc.list_value_length(values).drop_null()).to_pylist()
+    lists = batch.table[column.name]
+    lengths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
     if lengths not in ([], [column.size]):
+        place = f"{batch.where}: column {column.name!r}"
         raise DataError(f"{place} holds lists of lengths {sorted(lengths)[:5]}; the model has {column.size}")
-    rows = np.asarray(pc.is_valid(values).to_numpy(), dtype=np.bool_)
-    elements = one_array(pc.list_flatten(values))
-    numbers, there = elements_and_flags(elements, column, place, nonfinite)
-    image = column.kind == "image"
-    if not image:
-        standardised = (numbers.reshape(-1, column.size) - np.asarray(column.mean)) * (1 / column.scale)
-        numbers = np.clip(standardised, -LARGEST_CELL, LARGEST_CELL)
-    if column.element_nulls or not there.all():
-        numbers = np.where(there, numbers.reshape(-1), 0)
-        valid = np.zeros((len(rows), column.size), np.bool_)
-        valid[rows] = there.reshape(-1, column.size)
+    elements = one_array(pc.list_flatten(lists))
+    there = flags_of([elements])[0] if elements.null_count else None
+    if column.kind == "image":
+        cells = raw_numbers(elements).astype(np.uint8)
     else:
-        valid = rows[:, None]
-    if rows.all():
-        return numbers.reshape(-1, column.size).astype(np.uint8 if image else np.float32), valid
-    cells = np.zeros((len(rows), column.size), np.uint8 if image else np.float32)
-    cells[rows] = numbers.reshape(-1, column.size)
-    return cells, valid
+        cells, there = standardised_elements(raw_numbers(elements), there, column, batch)
+    if there is not None:
+        cells[~there] = 0
+    rows = np.asarray(pc.is_valid(lists).to_numpy(), dtype=np.bool_)
+    valid = rows[:, None]
+    if column.element_nulls or there is not None:
+        valid = np.repeat(valid, column.size, 1)
+        valid[rows] = True if there is None else there.reshape(-1, column.size)
+    if not rows.all():
+        spread = np.zeros((len(rows), column.size), cells.dtype)
+        spread[rows] = cells.reshape(-1, column.size)
+        cells = spread
+    if column.kind == "vector" and not column.integer:
+        batch.arrays[LOG_JACOBIAN] -= math.log(column.scale) * (valid.sum(1) * (column.size // valid.shape[1]))
+    batch.arrays[field.name], batch.arrays[f"{field.name}.valid"] = cells.reshape(-1, column.size), valid
 
 
-def elements_and_flags(elements: pa.Array, column: Column, place: str, nonfinite: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Returns a list column's elements, flat, and which of them are there."""
-    there = np.empty(len(elements), np.bool_)
-    present(elements, there)
-    numbers = raw_numbers(elements) if column.kind == "image" else finite_numbers(elements, there, place, nonfinite)
-    return numbers, there
-
-
-def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
-    missing = ~valid
-    match column.kind:
-        case "boolean":
-            return pa.array(cells[:, 0] != 0, mask=missing)
-        case "categorical":
-            # "Other" stands for values that are not kept, so it comes back as null.
-            values = pa.array([*column.categories, None] if column.other else column.categories, plain_values(kind))
-            return values.take(pa.array(cells[:, 0], mask=missing)).cast(kind)
-        case "numeric" | "count" | "timestamp":
-            y = cells[:, 0].astype(np.float64) * column.scale + column.mean[0]
-            return numbers_to_arrow(
-                np.maximum(unwarped(y, column), column.lower if column.lower is not None else -np.inf), plain_values(kind), missing
-            ).cast(kind)
-        case "vector":
-            flat = (cells.astype(np.float64) * column.scale + np.asarray(column.mean)).reshape(-1)
-            return lists_to_arrow(numbers_to_arrow(flat, kind.value_type, np.zeros(len(flat), np.bool_)), kind, column.size, missing)
-        case _:
-            return lists_to_arrow(pa.array(np.ascontiguousarray(cells).reshape(-1), pa.uint8()), kind, column.size, missing)
-
-
-@np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit
-def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
-    """Returns x of u = asinh((x - center) / width), or u itself where the column has no width."""
-    return u if column.width is None else column.center + column.width * np.sinh(u)
-
-
-def plain_values(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def constant_array(constant: Any, kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns a constant column's rows: its value in the column's type, null where it is missing."""
-    values = plain_values(kind)
-    stored = ticks_type(values) if is_temporal(values) else None
-    one = pa.array([constant], stored).cast(values, safe=False) if stored or isinstance(constant, float) else pa.array([constant], values)
-    return one.take(pa.array(np.zeros(len(missing), np.int64), mask=missing)).cast(kind)
-
-
-def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns numbers in the column's type, rounded to what it holds and kept in its range."""
-    if is_temporal(kind):
-        return whole_numbers(numbers, kind, ticks_type(kind), missing).cast(kind)
-    if pa.types.is_integer(kind):
-        return whole_numbers(numbers, kind, kind, missing)
-    if pa.types.is_decimal(kind):
-        end = 10.0 ** (kind.precision - kind.scale)
-        limit = min(end - 10.0**-kind.scale, np.nextafter(end, 0))  # a larger one would come out of the cast as zero
-        return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
-    limit = float(np.finfo(kind.to_pandas_dtype()).max)
-    return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
-
-
-def whole_numbers(numbers: NDArray[np.float64], kind: pa.DataType, stored: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns rounded numbers in the integer type that stores a type, within the latter's range."""
-    low, high = integer_range(kind)
-    highest = np.nextafter(float(high), 0) if high > 2**53 else float(high)
-    return pa.array(np.clip(np.rint(numbers), float(low), highest).astype(stored.to_pandas_dtype()), stored, mask=missing)
-
-
-def lists_to_arrow(elements: pa.Array, kind: pa.DataType, size: int, missing: NDArray[np.bool_]) -> pa.Array:
-    mask = pa.array(missing) if missing.any() else None
-    if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(elements, type=kind, mask=mask)
-    offsets = np.arange(len(missing) + 1, dtype=np.int64) * size
-    plain = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=mask)
-    return plain.cast(kind)
+@np.errstate(over="ignore", invalid="ignore")  # null elements hold anything; the others are checked
+def standardised_elements(
+    numbers: NDArray[Any], there: NDArray[np.bool_] | None, column: Column, batch: Batch
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Returns a vector column's elements, flat and standardised in float64 block by block, and which of them are there (None: all)."""
+    parts = numbers.reshape(-1, column.size)
+    cells = empty(parts.shape, np.float32)
+    mean, inverse = np.asarray(column.mean), 1 / column.scale
+    block = max(1, BLOCK_CELLS // column.size)
+    for begin in range(0, len(cells), block):
+        y = parts[begin : begin + block] - mean
+        y *= inverse
+        cells[begin : begin + block] = y
+    if cells.size and not (cells.max() <= LARGEST_CELL and cells.min() >= -LARGEST_CELL):
+        valid = np.ones(numbers.size, np.bool_) if there is None else there
+        bad = valid & ~np.isfinite(numbers)
+        batch.refuse_nonfinite(column, int(bad.sum()))
+        there = valid & ~bad
+        cells = np.clip(np.nan_to_num(cells), -LARGEST_CELL, LARGEST_CELL)
+    return cells.reshape(-1), there

@@ -14,8 +14,9 @@ Hashes = NDArray[np.uint64]
 INTEGER_KEY = np.uint64(0x9AE16A3B2F90404F)
 BYTE_TABLE = np.random.Generator(np.random.Philox(key=20260101)).integers(0, 2**64, 256, dtype=np.uint64)
 POWER = np.uint64(0x9E3779B97F4A7C15)
-# Bytes of text that are hashed at once: what they take on the way is 30 times as much.
-BLOCK_BYTES = 2**22
+# Bytes of text that are hashed at once: what they take on the way is 30 times as much, which should fit the cache (measured: half
+# the time of 2^22).
+BLOCK_BYTES = 2**18
 
 
 def mix(x: Hashes) -> Hashes:
@@ -59,7 +60,16 @@ def sums_of_terms(content: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Has
 
 
 def hash_values(array: pa.Array) -> Hashes:
-    """Returns the hash of each value of a column of integers or strings without nulls. Raises TypeError for other types."""
+    """Returns the hash of each value of an array of integers or strings without nulls. Raises TypeError for other types."""
+    if pa.types.is_dictionary(array.type):
+        # Each distinct text is hashed once; a long one that occurs often is never expanded.
+        indices = array.indices.to_numpy(zero_copy_only=False)
+        dictionary = array.dictionary
+        if len(dictionary) > len(array):  # slices of a row group come with the dictionary of all slices before
+            used, indices = np.unique(indices, return_inverse=True)
+            dictionary = dictionary.take(pa.array(used))
+        hashes: Hashes = hash_values(dictionary)[indices]
+        return hashes
     if pa.types.is_integer(array.type):
         unsigned = array.type == pa.uint64()
         return hash_integers(

@@ -32,7 +32,10 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[tuple[str, str
         if filesystem is not None and this != filesystem:
             raise DataError(f"{path}: is on another filesystem than {paths[0]}; one table lies on one filesystem")
         filesystem = this
-        found.update(list_root(this, root, path))
+        try:
+            found.update(list_root(this, root, path))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be listed: {error}; give a path that can be read") from error
     assert filesystem is not None
     common = os.path.commonpath([os.path.dirname(p) for p in found]) if len(paths) > 1 else None
     pairs = [(p, os.path.relpath(p, common) if common is not None else below) for p, below in found.items()]
@@ -51,9 +54,9 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str]:
     """Returns path -> path below the root of what a file, folder or glob names; hidden names (_x, .x) only where named in full."""
-    named: list[str] = []
+    named: dict[str, None] = {}
     if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(root) and not os.path.exists(root):
-        named = glob.glob(root, recursive=True)
+        named = dict.fromkeys(glob.glob(root, recursive=True))
         if not named:
             raise DataError(f"{given}: no file matches")
         root = os.path.dirname(root[: min(root.index(c) for c in "*?[" if c in root)])
@@ -79,13 +82,32 @@ def files_below(filesystem: fs.FileSystem, path: str) -> list[str]:
 
 
 def partition_values(relative_path: str) -> dict[str, str | None]:
-    """Returns the columns that a file's folders spell out, as year=2024/month=03 does; None for Hive's null."""
-    folders = PurePosixPath(relative_path).parts[:-1]
-    pairs = [folder.split("=", 1) for folder in folders if "=" in folder[1:]]
-    return {unquote(name): None if value == NULL_PARTITION else unquote(value) for name, value in pairs}
+    """Returns the columns that a file's folders spell out, as year=2024/month=03 does; None for Hive's null.
+
+    Raises DataError where two folders of the path spell out one column.
+    """
+    values: dict[str, str | None] = {}
+    for folder in PurePosixPath(relative_path).parts[:-1]:
+        name, equals, value = folder.partition("=")
+        if not (name and equals):
+            continue
+        if unquote(name) in values:
+            raise DataError(f"{relative_path}: two of its folders say what column {unquote(name)!r} is; rename one")
+        values[unquote(name)] = None if value == NULL_PARTITION else unquote(value)
+    return values
 
 
 def partition_type(values: set[str | None]) -> pa.DataType:
     """Returns int64 where every value is spelled as an integer is (007 is not), else string."""
     spelled = values - {None}
     return pa.int64() if spelled and all(INTEGER.fullmatch(str(value)) for value in spelled) else pa.string()
+
+
+def spelled_scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
+    """Returns what a folder spells out, as a column's type. Raises ValueError where it is no value of that type."""
+    if value is None:
+        return pa.scalar(None, kind)
+    try:
+        return pa.scalar(value).cast(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    except pa.ArrowException as error:
+        raise ValueError(f"{value!r} is no {kind}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,10 @@ class Plan:
         return shard_bounds(self.num_rows, self.num_shards)
 
     @cached_property
+    def _sizes(self) -> Integers:
+        return np.diff(self.bounds)
+
+    @cached_property
     def _given(self) -> Integers:
         """Rows that each shard has given after j of V steps, j = 0..V. [V + 1, V]"""
         cuts = shard_bounds(self.global_batch_size, self.num_shards)
@@ -55,20 +60,26 @@ class Plan:
     def given(self, step: int) -> Integers:
         """Returns how many rows each shard has given before a step, [V]."""
         cycles, rest = divmod(step, self.num_shards)
-        given: Integers = np.minimum(cycles * self.global_batch_size + self._given[rest], np.diff(self.bounds))
+        given: Integers = np.minimum(cycles * self.global_batch_size + self._given[rest], self._sizes)
         return given
 
     @cached_property
     def num_steps(self) -> int:
         """Steps of one epoch, empty ones included (they occur where a batch is smaller than V)."""
-        cycles, rest = np.divmod(np.diff(self.bounds) - 1, self.global_batch_size)
+        cycles, rest = np.divmod(self._sizes - 1, self.global_batch_size)
         after = (self._given <= rest[None, :]).sum(0)
         return int((cycles * self.num_shards + after).max())
 
-    def steps(self) -> Iterator[Step]:
-        """Yields the epoch's steps that have rows; the same in every epoch, only the shards' orders differ."""
-        end = self.given(0)
-        for index in range(self.num_steps):
+    @cached_property
+    def num_steps_with_rows(self) -> int:
+        """Steps of one epoch that have rows: what `steps` yields, counted without going through an epoch."""
+        full = int(self._sizes.min()) // self.global_batch_size * self.num_shards  # before any shard is exhausted
+        return full + sum(1 for _ in self.steps(full))
+
+    def steps(self, first: int = 0) -> Iterator[Step]:
+        """Yields the epoch's steps from number `first` that have rows; the same in every epoch, only the shards' orders differ."""
+        end = self.given(first)
+        for index in range(first, self.num_steps):
             begin, end = end, self.given(index + 1)
             num_rows = int((end - begin).sum())
             if num_rows:
@@ -76,11 +87,14 @@ class Plan:
 
     def order(self, epoch: int, shard: int) -> Integers:
         """Returns the order of a shard's rows in an epoch, [rows of the shard]: windows permuted, and rows within each."""
-        size = int(self.bounds[shard + 1] - self.bounds[shard])
+        order = np.empty(self._sizes[shard], np.int64)
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, shard])))
-        starts = np.arange(0, size, self.shuffle_window_rows)
-        windows = [start + generator.permutation(min(self.shuffle_window_rows, size - start)) for start in generator.permutation(starts)]
-        return np.concatenate([np.zeros(0, np.int64), *windows])
+        done = 0
+        for start in generator.permutation(np.arange(0, len(order), self.shuffle_window_rows)).tolist():
+            num_rows = min(self.shuffle_window_rows, len(order) - start)
+            order[done : done + num_rows] = start + generator.permutation(num_rows)
+            done += num_rows
+        return order
 
     def noise_seed(self, epoch: int, step: int, shard: int) -> int:
         """Returns the seed of the noise of a shard's rows in a step."""
@@ -97,7 +111,7 @@ def shards_of_rank(num_shards: int, rank: int, num_workers: int) -> list[int]:
     return list(range(rank, num_shards, num_workers))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What one worker needs of one row group. targets: (side of the split, first and last + 1 among the group's rows of
     that side, place of the first in the worker's rows of that side)."""
@@ -109,21 +123,40 @@ class Reading:
 def readings(
     groups: Sequence[RowGroup], counts: Integers, sides: Sequence[int], num_shards: int, rank: int, num_workers: int
 ) -> list[Reading]:
-    """Returns what a worker reads to hold its logical shards; counts [groups, 3] are the groups' rows per side."""
-    starts = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), counts.cumsum(0)])
-    targets: dict[int, list[tuple[int, int, int, int]]] = {}
-    for side in sides:
-        bounds = shard_bounds(int(starts[-1, side]), num_shards)
-        place = 0
-        for shard in shards_of_rank(num_shards, rank, num_workers):
-            low, high = int(bounds[shard]), int(bounds[shard + 1])
-            first = int(np.searchsorted(starts[:, side], low, "right")) - 1
-            for index in range(first, len(groups)):
-                begin, end = max(low, int(starts[index, side])), min(high, int(starts[index + 1, side]))
-                if int(starts[index, side]) >= high:
-                    break
-                if begin < end:
-                    offset = int(starts[index, side])
-                    targets.setdefault(index, []).append((side, begin - offset, end - offset, place + begin - low))
-            place += high - low
-    return [Reading(groups[index], tuple(found)) for index, found in sorted(targets.items())]
+    """Returns what one worker reads; who asks for every worker's takes readings_by_rank, which goes over the counts once."""
+    return next(islice(readings_by_rank(groups, counts, sides, num_shards, num_workers), rank, None))
+
+
+def readings_by_rank(
+    groups: Sequence[RowGroup], counts: Integers, sides: Sequence[int], num_shards: int, num_workers: int
+) -> Iterator[list[Reading]]:
+    """Yields what each worker reads to hold its logical shards, in the order of ranks; counts [groups, 3] are the groups' rows per side."""
+    found = np.concatenate([pieces(counts[:, side], side, num_shards, num_workers) for side in sides])
+    found = found[np.lexsort((found[:, 1], found[:, 0]))]  # by rank, then row group; stable, so sides and shards keep their order
+    for begin, end in pairwise(np.searchsorted(found[:, 0], np.arange(num_workers + 1)).tolist()):
+        targets: dict[int, list[tuple[int, int, int, int]]] = {}
+        for _, group, side, first, last, place in found[begin:end].tolist():
+            targets.setdefault(group, []).append((side, first, last, place))
+        yield [Reading(groups[group], tuple(of_group)) for group, of_group in targets.items()]
+
+
+def pieces(counts: Integers, side: int, num_shards: int, num_workers: int) -> Integers:
+    """Returns the pieces into which row groups and logical shards together cut a side's rows, in table order, [pieces, 6]:
+    the owner's rank, the row group, and the four numbers of a Reading's target. counts [groups]: the groups' rows of that side.
+    """
+    starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
+    bounds = shard_bounds(int(starts[-1]), num_shards)
+    sizes = np.diff(bounds)
+    owner, place = np.zeros((2, num_shards), np.int64)
+    for rank in range(num_workers):
+        shards = shards_of_rank(num_shards, rank, num_workers)
+        owner[shards] = rank
+        place[shards] = sizes[shards].cumsum() - sizes[shards]
+    cuts = np.unique(np.concatenate([starts, bounds]))
+    begin, end = cuts[:-1], cuts[1:]
+    group = np.searchsorted(starts, begin, "right") - 1
+    shard = np.searchsorted(bounds, begin, "right") - 1
+    first = starts[group]
+    return np.stack(
+        [owner[shard], group, np.full_like(group, side), begin - first, end - first, place[shard] + begin - bounds[shard]], axis=1
+    )

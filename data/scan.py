@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 from pyarrow import fs
@@ -18,7 +17,7 @@ from data.hashing import Hashes
 from data.listing import DataError
 from data.reading import MAX_BATCH_BYTES, RowReader
 from data.split import MAX_EXAMPLES, TRAIN, row_hashes, split_of, take
-from data.statistics import TableSummary, merge_all, summarise_table
+from data.statistics import ColumnSummary, TableSummary, merge_all, summarise, summarise_table
 from data.table import RowGroup, Table
 from data.types import is_list
 
@@ -29,15 +28,17 @@ TASKS_AHEAD = 2
 # Keys, and rows of a task, that are compared to find examples of keys that come twice.
 MAX_SUSPECTED = 1000
 
+Part = TypeVar("Part")
+Found = TypeVar("Found")
+
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan of some row groups found: the training rows' summary, the rows per side of each group [groups, 3], and
-    the hash of every row's key, where keys are to be compared."""
+    """What a scan of some row groups found. counts: rows per side, [groups, 3]. keys: every row's hash, none unless they are compared."""
 
     summary: TableSummary
     counts: NDArray[np.int64]
-    keys: Hashes | None
+    keys: Hashes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def scan(
     def summaries() -> Iterator[TableSummary]:
         for part in in_order(scan_groups, task, runs(groups)):
             counts.append(part.counts)
-            keys.append(part.keys if part.keys is not None else np.zeros(0, np.uint64))
+            keys.append(part.keys)
             yield part.summary
 
     summary = merge_all(summaries())
@@ -94,12 +95,12 @@ def scan(
 def runs(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
     """Returns the row groups in at most MAX_TASKS consecutive runs of about equal rows: a function of the table alone."""
     ends = np.cumsum([group.num_rows for group in groups])
-    run_of = (ends - 1) * min(MAX_TASKS, len(groups)) // int(ends[-1])
+    run_of = (ends - 1).clip(0) * min(MAX_TASKS, len(groups)) // max(1, int(ends[-1]))
     cuts = [0, *(np.flatnonzero(np.diff(run_of)) + 1).tolist(), len(groups)]
     return [list(groups[begin:end]) for begin, end in pairwise(cuts)]
 
 
-def in_order(work: Callable[..., Any], task: ScanTask, parts: Sequence[Any]) -> Iterator[Any]:
+def in_order(work: Callable[[ScanTask, Part], Found], task: ScanTask, parts: Sequence[Part]) -> Iterator[Found]:
     """Yields work(task, part) of every part in their order, computed by Ray tasks a little ahead."""
     remote = ray.remote(max_retries=3)(work)
     shared = ray.put(task)
@@ -121,35 +122,40 @@ def in_order(work: Callable[..., Any], task: ScanTask, parts: Sequence[Any]) -> 
 def scan_groups(task: ScanTask, groups: Sequence[RowGroup]) -> Scan:
     """Returns what some row groups hold, slice by slice."""
     counts = np.zeros((len(groups), 3), np.int64)
-    keys: list[Hashes] = []
+    keys: list[Hashes] = [np.zeros(0, np.uint64)]
 
     def leaves() -> Iterator[TableSummary]:
+        yield TableSummary((0, 0, 0), {name: ColumnSummary() for name in task.names})  # a row group may be empty
         with RowReader(task.filesystem, task.schema, task.max_batch_bytes) as reader:
             for index, group in enumerate(groups):
                 for part, rows in reader.slices(group) if task.schema.names else [(group, pa.table({}))]:
                     hashes = row_hashes(rows, part, task.key)
                     sides = split_of(hashes, *task.fractions)
-                    counts[index] += np.bincount(sides, minlength=3)
+                    summary = leaf(task, rows, sides, group.path)
+                    counts[index] += summary.num_rows
                     if task.compare_keys:
                         keys.append(hashes)
-                    yield leaf(task, rows, sides, group.path)
+                    yield summary
 
     summary = merge_all(leaves())
-    return Scan(summary, counts, np.concatenate(keys) if task.compare_keys else None)
+    return Scan(summary, counts, np.concatenate(keys))
 
 
 def leaf(task: ScanTask, rows: pa.Table, sides: NDArray[np.int8], path: str) -> TableSummary:
     """Returns the summary of a slice's training rows."""
-    per_side = np.bincount(sides, minlength=3)
-    summary = summarise_table(
-        take(rows.select(task.names), sides == TRAIN), (int(per_side[0]), int(per_side[1]), int(per_side[2])), task.categorical
-    )
-    for name in task.names:
-        if summary.columns[name].num_nonfinite:
-            summary.columns[name].first_nonfinite = path
-        if is_list(rows[name].type):
-            # Whether elements may be missing is structure, so every row counts, whatever its side.
-            summary.columns[name].num_null_elements = pc.list_flatten(rows[name]).null_count
+    train, validation, test = np.bincount(sides, minlength=3).tolist()
+    if not task.names:
+        return TableSummary((train, validation, test), {})  # a table without columns has no rows to take
+    rows, training = rows.select(task.names), sides == TRAIN
+    summary = summarise_table(take(rows, training), (train, validation, test), task.categorical)
+    for name, column in summary.columns.items():
+        if column.num_nonfinite:
+            column.first_nonfinite = path
+        if is_list(rows.schema.field(name).type) and not training.all():
+            # The lengths of lists, and whether elements may be missing, are structure: every row counts, whatever its side.
+            others = summarise(take(rows.select([name]), ~training)[name])
+            column.sizes = column.sizes | others.sizes
+            column.num_missing_elements += others.num_missing_elements
     return summary
 
 
@@ -159,10 +165,12 @@ def refuse_duplicates(task: ScanTask, groups: Sequence[RowGroup], keys: Hashes) 
     repeated = keys[1:][keys[1:] == keys[:-1]]
     if not len(repeated):
         return
-    task = replace(task, schema=pa.schema([task.schema.field(task.key)]), compare_keys=False)
+    assert task.key is not None
+    task = replace(task, schema=pa.schema([task.schema.field(task.key)]))
+    suspected = np.unique(repeated)[:MAX_SUSPECTED]
     places: dict[Any, list[str]] = {}
-    for rows in in_order(suspected_rows, task, [(np.unique(repeated)[:MAX_SUSPECTED], run) for run in runs(groups)]):
-        for key, place in rows:
+    for found in in_order(suspected_rows, task, [(suspected, run) for run in runs(groups)]):
+        for key, place in found:
             places.setdefault(key, []).append(place)
     examples = [f"{key!r}: {' and '.join(found[:2])}" for key, found in places.items() if len(found) > 1]
     if examples:
@@ -179,8 +187,8 @@ def suspected_rows(task: ScanTask, part: tuple[Hashes, Sequence[RowGroup]]) -> l
     found: list[tuple[Any, str]] = []
     with RowReader(task.filesystem, task.schema, task.max_batch_bytes) as reader:
         for group in groups:
-            for slice_, rows in reader.slices(group):
-                here = np.flatnonzero(np.isin(row_hashes(rows, slice_, task.key), suspected))[: MAX_SUSPECTED - len(found)]
-                values = rows[task.key].take(pa.array(here)).to_pylist()
-                found += [(key, f"{group.path} row {slice_.first_row + row}") for key, row in zip(values, here.tolist(), strict=True)]
+            for part_of_group, rows in reader.slices(group):
+                here = np.flatnonzero(np.isin(row_hashes(rows, part_of_group, task.key), suspected))[: MAX_SUSPECTED - len(found)]
+                keys = rows[task.key].take(pa.array(here)).to_pylist()
+                found += [(key, f"{group.path} row {part_of_group.first_row + row}") for key, row in zip(keys, here.tolist(), strict=True)]
     return found

@@ -53,7 +53,7 @@ class QuantileSketch:
         assert (values.dtype.name, values.ndim) == ("float64", 1)
         if not len(values):
             return QuantileSketch(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        raw = np.ascontiguousarray(values).view(np.int64) >> BIN_SHIFT
+        raw = values.view(np.int64) >> BIN_SHIFT
         low, span = int(raw.min()), int(raw.max()) - int(raw.min()) + 1
         if span <= 16 * len(raw):  # counting costs 2 ns a value and 1 a place of the table, sorting 20 to 30 a value
             raw -= low
@@ -280,7 +280,7 @@ class ValueCounts:
         Text is in the order of its code points, as in Python. Empty once dropped.
         """
         entries = self.entries
-        if entries is None or n == 0:
+        if entries is None:
             return [], []
         values, counts = entries
         if n < len(counts):
@@ -307,7 +307,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def count_indices(chunk: pa.DictionaryArray, kind: pa.DataType) -> Entries:
     """Returns the valid entries of the dictionary that are in use, and their counts; a dictionary may hold nulls and repeat values."""
     indices = chunk.indices.drop_null().cast(pa.int64()).to_numpy()
-    counts = np.bincount(indices, minlength=len(chunk.dictionary))
+    counts = np.bincount(indices)
     used = np.flatnonzero(counts)
     return valid_entries(chunk.dictionary.take(pa.array(used)).cast(kind), counts[used])
 

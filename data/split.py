@@ -23,20 +23,15 @@ MAX_EXAMPLES = 5
 def hash_key_column(column: pa.ChunkedArray, group: RowGroup, name: str) -> Hashes:
     """Returns the hash of each key. Raises DataError for nulls, naming rows, and for types that identify nothing."""
     where = f"{group.path}: column {name!r}"
+    if pa.types.is_dictionary(column.type) and any(chunk.dictionary.null_count for chunk in column.chunks):
+        return hash_key_column(column.cast(column.type.value_type), group, name)  # nulls that a dictionary holds
     if column.null_count:
         missing = (group.first_row + np.flatnonzero(column.is_null().to_numpy())[:MAX_EXAMPLES]).tolist()
         raise DataError(f"{where} is the key and has nulls (in rows {', '.join(map(str, missing))}, ..); every row needs its key")
-    if pa.types.is_dictionary(column.type) and any(chunk.dictionary.null_count for chunk in column.chunks):
-        return hash_key_column(column.cast(column.type.value_type), group, name)  # nulls that a dictionary holds
-    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     try:
-        if pa.types.is_dictionary(array.type):
-            # Each distinct text is hashed once; a long one that occurs often is never expanded.
-            hashes: Hashes = hash_values(array.dictionary)[array.indices.to_numpy(zero_copy_only=False)]
-            return hashes
-        return hash_values(array)
+        return np.concatenate([np.zeros(0, np.uint64), *map(hash_values, column.chunks)])
     except TypeError as error:
-        raise DataError(f"{where} is the key and is {array.type}; a key is an integer or a string") from error
+        raise DataError(f"{where} is the key and is {column.type}; a key is an integer or a string") from error
 
 
 def hash_places(group: RowGroup) -> Hashes:

@@ -27,8 +27,18 @@ def is_temporal(kind: pa.DataType) -> bool:
 
 
 def ticks_type(kind: pa.DataType) -> pa.DataType:
-    """Returns the integer type in which a temporal type counts its units."""
-    return pa.int32() if kind.bit_width == 32 else pa.int64()
+    """Returns the integer type in which a temporal type counts its units; those of date64 are days too, as it holds whole days only."""
+    return pa.int32() if kind.bit_width == 32 or pa.types.is_date64(kind) else pa.int64()
+
+
+def to_ticks(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Returns points in time as the integers that count their units."""
+    return (values.cast(pa.date32()) if pa.types.is_date64(values.type) else values).cast(ticks_type(values.type))
+
+
+def from_ticks(ticks: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Returns integers as the points in time that they count."""
+    return ticks.cast(pa.date32()).cast(kind) if pa.types.is_date64(kind) else ticks.cast(kind)
 
 
 def integer_range(kind: pa.DataType) -> tuple[int, int]:
@@ -42,7 +52,7 @@ def integer_range(kind: pa.DataType) -> tuple[int, int]:
 def to_float64(values: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
     """Returns numbers (of temporal types: their units since the epoch) as float64, NaN where null."""
     if is_temporal(values.type):
-        values = values.cast(ticks_type(values.type))
+        values = to_ticks(values)
     if pa.types.is_float16(values.type):
         values = values.cast(pa.float32())
     cast = values.cast(pa.float64(), safe=False)

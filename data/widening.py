@@ -35,10 +35,12 @@ def fits(found: pa.DataType, expected: pa.DataType) -> bool:
     """Returns whether a column of type `found` can be given to what expects `expected` without loss.
 
     How values are stored does not matter: dictionaries, large and view types, decimal widths and list containers count as
-    equal, but for two fixed list sizes. Lengths of lists, and integers beyond 2^53 as double, are checked on values.
+    equal, but for two fixed list sizes. Lengths of lists, and integers as floating point, are checked on values.
     """
     if pa.types.is_fixed_size_list(found) and pa.types.is_fixed_size_list(expected) and found.list_size != expected.list_size:
         return False
+    if pa.types.is_integer(without_dictionary(found)) and pa.types.is_floating(expected):
+        return True
     target = plain(expected)
     return bool(common_type(plain(found), target) == target)
 

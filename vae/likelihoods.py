@@ -243,6 +243,8 @@ class WarpedDiscretisedGaussian(Likelihood):
     lower: Tensor
     upper: Tensor
     lowest: Tensor
+    lower_edge: Tensor
+    upper_edge: Tensor
     highest: Tensor
 
     def __init__(
@@ -256,10 +258,11 @@ class WarpedDiscretisedGaussian(Likelihood):
     ) -> None:
         super().__init__()
         self.size = self.num_features = self.num_outputs = size
-        arguments = {"width": width, "mean": mean, "scale": scale, "lower": lower, "upper": upper}
-        for name, ends in (("lowest", lower), ("highest", upper)):  # T(lower) and T(upper) in float64, as they are stored
-            arguments[name] = [(math.asinh(k / w) - m) / s for k, w, m, s in zip(ends, width, mean, scale, strict=True)]
-        for name, numbers in arguments.items():
+        buffers = {"width": width, "mean": mean, "scale": scale, "lower": lower, "upper": upper}
+        for name, ends, shift in (("lowest", lower, 0.0), ("lower_edge", lower, 0.5), ("upper_edge", upper, -0.5), ("highest", upper, 0.0)):
+            # T in float64, then float32, as cells are stored
+            buffers[name] = [(math.asinh((k + shift) / w) - m) / s for k, w, m, s in zip(ends, width, mean, scale, strict=True)]
+        for name, numbers in buffers.items():
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32), persistent=False)
         self.log_scale = nn.Parameter(torch.zeros(size))
 
@@ -275,10 +278,8 @@ class WarpedDiscretisedGaussian(Likelihood):
         # By symmetry, from |k|: a step away from 0, and one towards it (from k = 0, both lead away).
         outward, inward = asinh_step(k.abs(), self.width), asinh_step((k.abs() - 0.5).clamp(min=0), self.width)
         middle = stored + 0.5 * torch.sign(k) * (outward - inward) / self.scale
-        # An end like 2^63 is not always found again as k, but always as the stored number.
-        at_lower = (k <= self.lower) | (stored <= self.lowest)
-        at_upper = (k >= self.upper) | (stored >= self.highest)
-        return middle, 0.5 * (outward + inward) / self.scale, at_lower, at_upper
+        # Not by k, which may be off: an end like 2^63 would be missed, and integers near an end of 10^6 be taken for it.
+        return middle, 0.5 * (outward + inward) / self.scale, stored <= self.lower_edge, stored >= self.upper_edge
 
     def in_support(self, y: Tensor) -> Tensor:
         """Returns stored numbers, kept between T(lower) and T(upper)."""

@@ -18,7 +18,8 @@ import torch
 from pyarrow import fs
 
 from data.columns import Column
-from data.encoding import TableEncoding, constant_array
+from data.decoding import constant_array, storable
+from data.encoding import TableEncoding
 from data.output import OutputFolder
 from data.reading import RowReader
 from data.table import RowGroup
@@ -204,7 +205,8 @@ def readable_schema(encoding: TableEncoding, null_pattern: bool) -> pa.Schema:
     for field, column in zip(encoding.schema, encoding.columns, strict=True):
         some_null = column.kind == "ignored" or (null_pattern and column.null_fraction > 0)
         null_lists = pa.types.is_fixed_size_list(field.type) and some_null
-        fields.append(pa.field(field.name, pa.list_(field.type.value_type)) if null_lists else field)
+        kind = pa.list_(field.type.value_type) if null_lists else storable(field.type, column)
+        fields.append(field.with_type(kind))
     return pa.schema(fields)
 
 

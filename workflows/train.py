@@ -23,7 +23,7 @@ from workflows.job import logger, run
 from workflows.record import identity, record_end, record_start, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
-from workflows.training import fit, prepare
+from workflows.training import check_columns, fit, prepare
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     refuse_lost_defaults(config)
     allow_missing = config.data.allow_missing_columns
     table = open_table(config.data.path, allow_missing_columns=allow_missing)
+    check_columns(config, table)
     validation_path = config.data.validation_path
     validation_table = open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
     registry = Registry(config.registry.tracking_uri)

@@ -23,10 +23,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from data.columns import Rules, check_names, counted_columns, decide_columns, key_column
+from data.columns import Rules, check_overrides, counted_columns, decide_columns, key_column
 from data.encoding import TableEncoding
 from data.listing import DataError
-from data.plan import Plan, readings
+from data.plan import Plan, readings_by_rank
 from data.scan import scan
 from data.shard import bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
@@ -68,11 +68,18 @@ class Prepared:
         return {side: source.num_rows(side) for side, source in self.sources.items()}
 
 
+def check_columns(config: TrainConfig, table: Table) -> None:
+    """Raises ColumnOverrideError or DataError for what the configuration says of columns and their types alone forbid."""
+    key = key_column(config.data.key, config.data.columns)
+    if key is not None and key not in table.schema.names:
+        raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
+    check_overrides(table.schema, key, config.data.columns)
+
+
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
     """Returns the table's encoding and split after one distributed pass. Raises DataError or ColumnOverrideError."""
     data = config.data
     key = key_column(data.key, data.columns)
-    check_names(table.schema, key, data.columns)
     if key is not None and table.num_rows > data.max_unique_check_rows:
         logger.warning("%d rows: whether two of them have one %s is not checked (data.max_unique_check_rows)", table.num_rows, key)
     summary, counts = scan(
@@ -172,8 +179,7 @@ def datasets(prepared: Prepared, num_shards: int, num_workers: int, max_batch_by
     """Returns SIDE-RANK -> dataset: each worker's own rows of each side."""
     result = {}
     for side, source in prepared.sources.items():
-        for rank in range(num_workers):
-            plan = readings(source.groups, source.counts, [side], num_shards, rank, num_workers)
+        for rank, plan in enumerate(readings_by_rank(source.groups, source.counts, [side], num_shards, num_workers)):
             if plan:
                 result[f"{side}-{rank}"] = reading_dataset(source.table, plan, prepared.encoding, source.fractions, max_batch_bytes)
     return result

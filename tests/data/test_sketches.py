@@ -170,7 +170,9 @@ def test_a_register_holds_the_largest_rank_of_its_hashes(values: list[int]) -> N
     expected = [0] * 4096
     for value in values:
         expected[value >> 52] = max(expected[value >> 52], 53 - (value % 2**52).bit_length())
-    assert distinct_sketch(values).registers.tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.sketches, "HASHES_AT_ONCE", 4)
+        assert distinct_sketch(values).registers.tolist() == expected
 
 
 @given(parts=st.lists(hash_lists, min_size=1, max_size=4))
@@ -196,10 +198,18 @@ def test_the_standard_error_is_below_two_percent_and_the_bias_below_half_of_one(
     assert abs(np.mean(ratios) - 1) < 0.005
 
 
-def test_no_hash_is_no_distinct_value_and_every_rank_full_is_finite() -> None:
+@pytest.mark.parametrize("num_distinct", [30.0, 1e4, 1e9, 1e18, 1e19, 4e19])
+def test_the_estimate_holds_for_numbers_that_no_test_can_count_to(num_distinct: float) -> None:
+    """Registers drawn from their distribution: ranks up to k with probability exp(-n 2^-k / 4096), the last one holding the rest."""
+    chances = np.exp(-num_distinct / 4096 * 2.0 ** -np.arange(53))
+    uniform = np.random.default_rng(7).random((20, 4096))
+    ratios = [DistinctSketch(np.searchsorted(chances, row).astype(np.uint8)).estimate() / num_distinct for row in uniform]
+    assert abs(np.mean(ratios) - 1) < (0.05 if num_distinct < 100 else 0.01)
+
+
+def test_no_hash_is_no_distinct_value_and_one_is_one() -> None:
     assert distinct_sketch([]).estimate() == 0
     assert distinct_sketch([7, 7, 7]).estimate() == pytest.approx(1, rel=1e-3)
-    assert 1e18 < distinct_sketch([i << 52 | 1 for i in range(4096)]).estimate() < math.inf
 
 
 def test_a_distinct_sketch_is_four_kilobytes() -> None:
@@ -440,6 +450,10 @@ def test_long_text_is_bounded_in_bytes(on_overflow: Literal["approximate", "drop
         assert counts.entries is None
     else:
         assert (as_dict(counts), counts.error) == ({"frequent": 19, f"{7:0100d}": 5}, 1)
+    words = counts_of([str(i) for i in range(300) for _ in range(i + 1)], pa.string())
+    assert words.entries is not None
+    assert 1900 < words.entries.values.nbytes <= 2008  # an offset each, and one at the end
+    assert words.most_common(2) == (["299", "298"], [300 - words.error, 299 - words.error])
     short = counts_of(documents[:18], pa.string())
     assert (short.exact, short.num_distinct) == (True, 18)
 
@@ -460,6 +474,17 @@ def test_each_entry_is_handled_a_few_times_however_many_leaves_there_are(monkeyp
     assert merged([merged(leaves).finished(), *small]).total == 502_000
     assert max(handled[-3:]) >= 500_000
     assert sum(size >= 250_000 for size in handled) <= 4
+
+
+def test_what_waits_weighs_no_more_than_what_is_consolidated() -> None:
+    two = same = other = counts_of(["a", "b"], pa.string())
+    for i in range(1000):
+        same = same.merge(two)
+        other = other.merge(counts_of([f"{j}" for j in range(i * 200, i * 200 + 200)], pa.string()))
+        for counts in (same, other):
+            consolidated = counts.parts[0].num_bytes
+            assert counts.num_bytes == sum(part.num_bytes for part in counts.parts)
+            assert counts.num_bytes - consolidated <= max(data.sketches.MIN_WAITING_BYTES, consolidated)
 
 
 @given(leaves=leaf_columns())

@@ -217,7 +217,7 @@ FITTING = [
     (pa.decimal128(5, 2), pa.decimal256(10, 4)),
     (pa.list_(pa.uint8()), pa.list_(pa.uint8(), 784)),
     (pa.large_list(pa.float32()), pa.list_(pa.float64())),
-    (pa.list_(pa.decimal256(5, 2)), pa.list_(pa.decimal128(5, 2))),
+    (pa.list_(pa.decimal128(5, 2)), pa.list_(pa.decimal256(5, 2))),
     (pa.list_(pa.field("element", pa.int8())), pa.list_(pa.field("item", pa.int16(), False))),
     (pa.timestamp("ms"), pa.timestamp("us")),
 ]

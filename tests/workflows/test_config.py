@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.columns import ColumnOverrideError
+from data.listing import DataError
 from data.output import OutputError
-from data.table import DataError
 from vae import BundleError
 from workflows.config import ConfigError, EncodeConfig, GenerateConfig, ObjectiveConfig, TrainConfig, TrainingConfig
 from workflows.job import ComputationError, ServiceError, TryAgain, exit_code, known_cause, parse

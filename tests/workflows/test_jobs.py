@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from data.encoding import TableEncoding
+from data.reading import RowReader
 from data.split import VALIDATION, split_rows
-from data.table import open_table, read_row_group
+from data.table import open_table
 from tests.running import Outcome, Trained, run_job
 from vae import Rows, load_bundle, save_bundle
 from workflows.registry import Registry
@@ -113,9 +114,9 @@ def validation_rows(trained: Trained) -> tuple[Any, Rows]:
     bundle = load_bundle(folder)
     table = open_table(str(trained.table))
     parts = []
-    for group in table.row_groups():
-        part = read_row_group(table.filesystem, group, table.schema.names)
-        parts.append(part.filter(pa.array(split_rows(part, group, "id", (0.1, 0.0)) == VALIDATION)))
+    with RowReader(table.filesystem, table.schema) as reader:
+        for part, rows in (found for group in table.row_groups() for found in reader.slices(group)):
+            parts.append(rows.filter(pa.array(split_rows(rows, part, "id", (0.1, 0.0)) == VALIDATION)))
     return bundle, Rows.from_arrays(TableEncoding.from_json(bundle.table).encode(pa.concat_tables(parts), "digits"))
 
 
@@ -181,6 +182,37 @@ def keyless_table(trained: Trained, folder: Path) -> Path:
     folder.mkdir()
     pq.write_table(pq.read_table(trained.table / "part-0.parquet").drop_columns("id"), folder / "a.parquet", row_group_size=100)
     return folder
+
+
+def test_other_orders_extra_columns_narrower_types_and_unseen_values_are_encoded_and_said(
+    trained: Trained, encoded: Outcome, tmp_path: Path
+) -> None:
+    rows = pq.read_table(trained.table / "part-0.parquet")
+    stroke = ["unheard of", *rows["stroke"].to_pylist()[1:]]
+    changed = pa.table(
+        {
+            "extra": pa.array([{"nested": 1}] * len(rows)),
+            "stroke": pa.array(stroke).dictionary_encode(),
+            "ink": rows["ink"],
+            "label": rows["label"].cast(pa.int8()),
+            "image": rows["image"].cast(pa.list_(pa.uint8())),
+            "id": rows["id"].cast(pa.int16()),
+        }
+    )
+    table = tmp_path / "table"
+    table.mkdir()
+    pq.write_table(changed, table / "part-0.parquet", row_group_size=200)
+    done = run_job(
+        trained.folder, "encode.py", "--model", "models:/digits@candidate", "--data.path", table, "--output.path", tmp_path / "out"
+    )
+    assert done.json["num_unseen"] == 1
+    assert "column stroke: 1 values" in done.stderr
+    here = ds.dataset(done.json["output_path"]).to_table().sort_by("id")
+    there = ds.dataset(encoded.json["output_path"]).to_table().filter(ds.field("id") < len(rows)).sort_by("id")
+    assert here.schema.field("id").type == pa.int16()
+    same = np.isclose(np.stack(here["z_mean"].to_numpy()), np.stack(there["z_mean"].to_numpy()), atol=1e-4).all(1)
+    assert same[1:].all()
+    assert not same[0]
 
 
 def test_a_table_without_the_models_key_is_refused(trained: Trained, tmp_path: Path) -> None:

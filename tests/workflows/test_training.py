@@ -100,20 +100,22 @@ def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Tra
 def test_bad_rows_are_named_by_file_and_column_with_code_65(ray_address: str, tmp_path: Path) -> None:
     good = pa.table({"id": [1, 2, 3, 4], "x": [0.5, 1.5, 2.5, 9.5]})
     pq.write_table(good, tmp_path / "a.parquet")
+    other = good.set_column(0, "id", pa.array([11, 12, 13, 14]))
     for column, values, said in (
         ("x", [0.5, float("inf"), 1.0, 2.0], "column 'x' has 1 NaN or infinite values, the first in"),
-        ("id", [1, None, 3, 4], "b.parquet: column 'id'"),
+        ("id", [11, None, 13, 14], "b.parquet: column 'id' is the key and has nulls (in rows 1"),
+        ("id", [11, 12, 13, 4], "column 'id' is the key, and 1 rows repeat one that another row has"),
     ):
-        bad = good.set_column(good.schema.get_field_index(column), column, pa.array(values, good.schema.field(column).type))
+        bad = other.set_column(good.schema.get_field_index(column), column, pa.array(values, good.schema.field(column).type))
         pq.write_table(bad, tmp_path / "b.parquet")
         ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.key", "id", "--data.validation_fraction", 0)
         assert ended.code == 65, ended.stderr
         assert said in ended.stderr
         assert "b.parquet" in ended.stderr
-    text = tmp_path / "c.parquet"
-    text.write_text("not Parquet at all")
-    ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet")
-    assert (ended.code, "c.parquet" in ended.stderr) == (65, True)
+    pq.write_table(good.set_column(0, "id", pa.array([-1, 12, 13, 14])), tmp_path / "b.parquet")
+    wish = json.dumps({"id": {"kind": "count"}})
+    ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.columns", wish)
+    assert (ended.code, "data.columns.id.kind is 'count', but its values go down to -1" in ended.stderr) == (2, True)
 
 
 def test_what_the_cluster_cannot_give_fails_at_once_saying_what_is_there(prime_table: Path, ray_address: str, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Compact arrays back to Arrow: the column's own type, nulls and categories. Shapes: B rows, D cells."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.columns import Column
+from data.types import from_ticks, integer_range, is_temporal, ticks_type
+
+
+def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
+    missing = ~valid
+    match column.kind:
+        case "boolean":
+            return pa.array(cells[:, 0] != 0, mask=missing)
+        case "categorical":
+            # "Other" stands for values that are not kept, so it comes back as null.
+            values = pa.array([*column.categories, None] if column.other else column.categories, plain_values(kind))
+            return values.take(pa.array(cells[:, 0], mask=missing)).cast(storable(kind, column))
+        case "numeric" | "count" | "timestamp":
+            y = cells[:, 0].astype(np.float64) * column.scale + column.mean[0]
+            return numbers_to_arrow(
+                np.maximum(unwarped(y, column), column.lower if column.lower is not None else -np.inf), plain_values(kind), missing
+            ).cast(kind)
+        case "vector":
+            flat = (cells.astype(np.float64) * column.scale + np.asarray(column.mean)).reshape(-1)
+            return lists_to_arrow(numbers_to_arrow(flat, kind.value_type, np.zeros(len(flat), np.bool_)), kind, column.size, missing)
+        case _:
+            return lists_to_arrow(pa.array(np.ascontiguousarray(cells).reshape(-1), pa.uint8()), kind, column.size, missing)
+
+
+@np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit
+def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
+    """Returns x of u = asinh((x - center) / width), or u itself where the column has no width."""
+    return u if column.width is None else column.center + column.width * np.sinh(u)
+
+
+def storable(kind: pa.DataType, column: Column) -> pa.DataType:
+    """Returns a categorical column's type, its dictionary with indices that can count all categories: files may have fewer each."""
+    if pa.types.is_dictionary(kind) and len(column.categories) > np.iinfo(kind.index_type.to_pandas_dtype()).max:
+        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+    return kind
+
+
+def plain_values(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def constant_array(constant: Any, kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+    """Returns a constant column's rows: its value in the column's type, null where it is missing."""
+    values = plain_values(kind)
+    if is_temporal(values):
+        one = from_ticks(pa.array([constant], ticks_type(values)), values)
+    elif pa.types.is_decimal(values):
+        one = pa.array([Decimal(str(constant))], castable(values)).cast(values)
+    else:
+        one = pa.array([constant]).cast(values, safe=False) if isinstance(constant, float) else pa.array([constant], values)
+    return one.take(pa.array(np.zeros(len(missing), np.int64), mask=missing)).cast(kind)
+
+
+def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+    """Returns numbers in the column's type, rounded to what it holds and kept in its range."""
+    if is_temporal(kind):
+        return from_ticks(whole_numbers(numbers, kind, ticks_type(kind), missing), kind)
+    if pa.types.is_integer(kind):
+        return whole_numbers(numbers, kind, kind, missing)
+    if pa.types.is_decimal(kind):
+        end = 10.0 ** (kind.precision - kind.scale)
+        limit = min(end - 10.0**-kind.scale, np.nextafter(end, 0))  # a larger one would come out of the cast as zero
+        return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(castable(kind), safe=False).cast(kind)
+    limit = float(np.finfo(kind.to_pandas_dtype()).max)
+    return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
+
+
+def castable(kind: pa.DataType) -> pa.DataType:
+    """Returns a decimal type to which pyarrow 25 casts numbers rightly; to decimal64 it does not."""
+    return pa.decimal128(kind.precision, kind.scale) if kind.bit_width < 128 else kind
+
+
+def whole_numbers(numbers: NDArray[np.float64], kind: pa.DataType, stored: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+    """Returns rounded numbers in the integer type that stores a type, within the latter's range."""
+    low, high = integer_range(kind)
+    highest = np.nextafter(float(high), 0) if high > 2**53 else float(high)
+    return pa.array(np.clip(np.rint(numbers), float(low), highest).astype(stored.to_pandas_dtype()), stored, mask=missing)
+
+
+def lists_to_arrow(elements: pa.Array, kind: pa.DataType, size: int, missing: NDArray[np.bool_]) -> pa.Array:
+    mask = pa.array(missing) if missing.any() else None
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(elements, type=kind, mask=mask)
+    offsets = np.arange(len(missing) + 1, dtype=np.int64) * size
+    plain = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=mask)
+    return plain.cast(kind)

@@ -1,0 +1,61 @@
+"""How numbers are brought to mean 0 and variance 1: by a shift and a scale, after an asinh where their tails are heavy."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sketches import QuantileSketch
+
+# Quantiles of heavy tails are told from outliers by this many values.
+MIN_TAIL_VALUES = 100
+# How far the 0.1 % quantiles lie from the median, in standard deviations judged by the 10 % quantiles: Gaussian 3.1, Laplace 4.9,
+# exponential 7.2, lognormal 16. Beyond this a Gaussian's tail is too light to hold them.
+HEAVY_TAIL = 6.0
+GAUSSIAN_DECILES = 2.563
+# What a sketch cannot tell apart, as a share of the value.
+RESOLUTION = 1 / 64
+# A scale to divide by: its inverse is finite in float64.
+MIN_SCALE = 1e-300
+# Distances in widths, at most: their square, which the Jacobian takes, is finite in float64.
+MAX_DISTANCE = 1e150
+
+
+def usable(scale: float) -> float:
+    """Returns a scale to divide by: 1 where the values' differences are beyond what float64 holds."""
+    return 1.0 if scale <= MIN_SCALE else float(scale)
+
+
+@np.errstate(over="ignore")  # distances beyond float64 are infinite
+def heavy_tails(sketch: QuantileSketch) -> tuple[float, float] | None:
+    """Returns center and width (both finite, width > 0) of the asinh that draws heavy tails in, None where the tails are light.
+
+    The width is the standard deviation that the 10 % quantiles tell; where these are one value, as in counts that are mostly zero,
+    it is the other values' median distance from it.
+    """
+    if sketch.count < MIN_TAIL_VALUES:
+        return None
+    least, low, center, high, most = sketch.quantiles([0.001, 0.1, 0.5, 0.9, 0.999])
+    distances: NDArray[np.float64] = np.abs(sketch.middles() - center)
+    spread = (high - low) / GAUSSIAN_DECILES if high > low else median_of_others(distances, sketch.counts)
+    if not max(most - center, center - least) > HEAVY_TAIL * max(spread, RESOLUTION * abs(center)):
+        return None
+    return center, max(spread, min(float(distances.max()), sys.float_info.max) / MAX_DISTANCE)
+
+
+def median_of_others(distances: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """Returns the median of the distances above zero, 0 where there is none."""
+    order = np.argsort(distances)
+    order = order[distances[order] > 0]
+    ends = counts[order].cumsum()
+    return float(distances[order][np.searchsorted(ends, ends[-1] / 2)]) if len(ends) else 0.0
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite here is refused by name, in columns.py
+def warped_moments(sketch: QuantileSketch, center: float, width: float) -> tuple[float, float]:
+    """Returns mean and standard deviation of asinh((x - center) / width), as the sketch knows x."""
+    warped: NDArray[np.float64] = np.arcsinh((sketch.middles() - center) / width)
+    mean = float(np.average(warped, weights=sketch.counts))
+    return mean, usable(float(np.sqrt(np.average((warped - mean) ** 2, weights=sketch.counts))))

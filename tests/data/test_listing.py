@@ -1,0 +1,102 @@
+"""Claims about data.listing: what folders spell out, as which type, and that what cannot be listed is said."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.listing import NULL_PARTITION, DataError, find_files, partition_type, partition_values, spelled_scalar
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(text.filter(bool), st.none() | text.filter(lambda value: value != NULL_PARTITION)))
+def test_what_is_spelled_in_folders_is_read_from_them(values: dict[str, str | None]) -> None:
+    folders = [f"{quote(name, safe='')}={NULL_PARTITION if value is None else quote(value, safe='')}" for name, value in values.items()]
+    assert partition_values("/".join([*folders, "part=0.parquet"])) == values
+    assert partition_values("/".join(["plain", *folders, "=nameless", "part.parquet"])) == values
+    assert list(partition_values("/".join([*folders, "x"]))) == list(values), "in the order of the folders"
+
+
+def test_a_column_that_two_folders_spell_out_is_refused() -> None:
+    with pytest.raises(DataError, match=r"year=2024/.*x\.parquet: two of its folders say what column 'year' is"):
+        partition_values("year=2024/month=1/ye%61r=2025/x.parquet")
+
+
+@pytest.mark.parametrize("values", [{"1"}, {"0", "-7", "123456789012345678"}, {"2024", None}])
+def test_values_spelled_as_integers_are_integers(values: set[str | None]) -> None:
+    assert partition_type(values) == pa.int64()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"007"}, {"1", "007"}, {"-0"}, {"+1"}, {"1.0"}, {"1e3"}, {""}, {" 1"}, {"1_000"}, {"\u0661"}, {"9" * 19}, {None}, set(), {"a", "1"}],
+)
+def test_other_spellings_are_text(values: set[str | None]) -> None:
+    assert partition_type(values) == pa.string()
+
+
+@settings(deadline=None)
+@given(st.integers(-(10**18) + 1, 10**18 - 1))
+def test_integers_come_back_from_their_spelling(number: int) -> None:
+    assert partition_type({str(number)}) == pa.int64()
+    assert spelled_scalar(str(number), pa.int64()).as_py() == number
+
+
+@pytest.mark.parametrize(
+    ("spelled", "kind", "value"),
+    [
+        ("1", pa.string(), "1"),
+        ("007", pa.large_string(), "007"),
+        ("1", pa.dictionary(pa.int32(), pa.string()), "1"),
+        ("1", pa.float64(), 1.0),
+        ("300", pa.int16(), 300),
+        ("true", pa.bool_(), True),
+        ("2024-02-29", pa.date32(), date(2024, 2, 29)),
+        ("1.50", pa.decimal128(5, 2), Decimal("1.50")),
+        (None, pa.int8(), None),
+        (None, pa.list_(pa.float32(), 2), None),
+        (None, pa.string(), None),
+    ],
+)
+def test_a_spelled_value_becomes_the_columns_type(spelled: str | None, kind: pa.DataType, value: Any) -> None:
+    assert spelled_scalar(spelled, kind).as_py() == value
+
+
+@pytest.mark.parametrize(
+    ("spelled", "kind"),
+    [
+        ("x", pa.int64()),
+        ("300", pa.int8()),
+        ("1.5", pa.int64()),
+        ("2024-02-30", pa.date32()),
+        ("x", pa.list_(pa.int8())),
+        ("", pa.float64()),
+    ],
+)
+def test_a_spelled_value_of_another_type_is_refused(spelled: str, kind: pa.DataType) -> None:
+    with pytest.raises(ValueError, match=f"{spelled!r} is no "):
+        spelled_scalar(spelled, kind)
+
+
+def test_a_path_that_the_filesystem_cannot_look_up_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path}/x+: cannot be listed: .*too long"):
+        find_files([f"{tmp_path}/{'x' * 300}"])
+
+
+def test_files_matched_by_a_glob_are_found_once_however_many_patterns_match_them(tmp_path: Path) -> None:
+    for name in ("a/x=1/1.parquet", "a/x=2/1.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for paths in (["a/**"], ["a/*"], ["a/x=1", "a/x=2"], ["a", "a/x=1/1.parquet"], ["a/x=*/*.parquet"]):
+        _, found = find_files([f"{tmp_path}/{path}" for path in paths])
+        assert [below for _, below in found] == ["x=1/1.parquet", "x=2/1.parquet"], paths
