@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +26,16 @@ MAX_BATCH_BYTES = 256 * 2**20
 SCHEMA_KEY, OTHER_KEY = b"\x0cARROW:schema\x18", b"\x0cARROW:unused\x18"
 
 
+class OpenFile(NamedTuple):
+    """A file that is being read, its footer without the schema that Arrow stored, and its columns' types with it."""
+
+    path: str
+    identity: str
+    source: pa.NativeFile
+    metadata: pq.FileMetaData
+    types: dict[str, pa.DataType]
+
+
 @dataclass
 class RowReader:
     """Reads row groups of a table's files as one schema. Keeps the last file open: row groups come file by file.
@@ -35,7 +47,7 @@ class RowReader:
     filesystem: fs.FileSystem
     schema: pa.Schema
     max_bytes: int = MAX_BATCH_BYTES
-    _open: tuple[tuple[str, str], pa.NativeFile, pq.FileMetaData] | None = field(default=None, init=False, repr=False)
+    _open: OpenFile | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> RowReader:
         return self
@@ -45,7 +57,7 @@ class RowReader:
 
     def close(self) -> None:
         if self._open is not None:
-            self._open[1].close()
+            self._open.source.close()
             self._open = None
 
     def slices(self, group: RowGroup) -> Iterator[tuple[RowGroup, pa.Table]]:
@@ -53,59 +65,46 @@ class RowReader:
 
         Raises DataError naming file and column for what cannot be read, does not fit the types, or would not fit the budget.
         """
+        with errors_say_where(group):
+            opened = self._opened(group)
+            present = [name for name in self.schema.names if name in opened.types]
+            faults = check_pages(opened.source, opened.metadata, group.index, present, self.max_bytes)
+            if faults:
+                raise DataError(f"{place(group)} cannot be decoded within data.max_batch_bytes:\n  " + "\n  ".join(faults))
+            file, rows = open_row_group(opened.source, opened.metadata, group.index, self.schema, self.max_bytes)
         first = group.first_row
-        for batch in self._batches(group):
-            table = self._widened(batch, group)
-            yield replace(group, first_row=first, num_rows=len(table)), table
-            first += len(table)
+        for batch in decoded(file, group, present, rows):
+            for piece in pieces(batch, self.max_bytes):
+                table = self._widened(piece, opened.types, group)
+                yield replace(group, first_row=first, num_rows=len(table)), table
+                first += len(table)
         found = first - group.first_row
         if found != group.num_rows:
             raise DataError(f"{place(group)} has {found} rows, its footer says {group.num_rows}: the file is damaged; write it anew")
 
-    def _batches(self, group: RowGroup) -> Iterator[pa.RecordBatch]:
-        """Yields a row group's rows as the file holds them, in pieces that keep within the budget."""
-        try:
-            source, metadata = self._file(group)
-            in_file = frozenset(metadata.schema.to_arrow_schema().names)
-            present = [name for name in self.schema.names if name in in_file]
-            faults = check_pages(source, metadata, group.index, present, self.max_bytes)
-            if faults:
-                raise DataError(f"{place(group)} cannot be decoded within data.max_batch_bytes:\n  " + "\n  ".join(faults))
-            file, rows = open_row_group(source, metadata, group.index, self.schema, self.max_bytes)
-        except DataError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{place(group)} cannot be read: {error}") from error
-        if not present:
-            yield from bare(group.num_rows, rows)
-            return
-        try:
-            for batch in file.iter_batches(rows, row_groups=[group.index], columns=present, use_threads=False):
-                yield from pieces(batch, self.max_bytes)
-        except (pa.ArrowException, OSError, MemoryError) as error:
-            broken = list(undecodable(file, group.index, present, rows)) or present
-            raise DataError(f"{place(group)}, columns {', '.join(map(repr, broken))} cannot be read: {error}") from error
-
-    def _file(self, group: RowGroup) -> tuple[pa.NativeFile, pq.FileMetaData]:
-        """Returns a row group's file, opened, and its footer. Raises DataError where it is not the one that the row group was found in."""
-        if self._open is None or self._open[0] != (group.path, group.identity):
+    def _opened(self, group: RowGroup) -> OpenFile:
+        """Returns a row group's file. Raises DataError where it is not the one that the row group was found in."""
+        if self._open is None or (self._open.path, self._open.identity) != (group.path, group.identity):
             self.close()
             source = self.filesystem.open_input_file(group.path)
             footer = footer_bytes(source)
             if isinstance(footer, str) or file_identity(footer, source.size()) != group.identity:
                 raise DataError(f"{place(group)}: the file changed since its footer was read; run again when nothing writes it")
             # Without the stored schema fixed-size lists are read as lists: pyarrow 25 cannot read the former where rows are null.
-            metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer.replace(SCHEMA_KEY, OTHER_KEY)))
-            self._open = (group.path, group.identity), source, metadata
-        return self._open[1], self._open[2]
+            with_schema, without = (
+                pq.read_metadata(pa.BufferReader(b"PAR1" + spelled)) for spelled in (footer, footer.replace(SCHEMA_KEY, OTHER_KEY))
+            )
+            types = {column.name: column.type for column in with_schema.schema.to_arrow_schema()}
+            self._open = OpenFile(group.path, group.identity, source, without, types)
+        return self._open
 
-    def _widened(self, batch: pa.RecordBatch, group: RowGroup) -> pa.Table:
+    def _widened(self, batch: pa.RecordBatch, types: Mapping[str, pa.DataType], group: RowGroup) -> pa.Table:
         spelled, in_file = partition_values(group.partition), frozenset(batch.schema.names)
         columns = []
         for item in self.schema:
             try:
                 if item.name in in_file:
-                    columns.append(widened(batch.column(item.name), item.type))
+                    columns.append(widened(batch.column(item.name), types[item.name], item.type))
                 else:
                     columns.append(repeated(spelled_scalar(spelled.get(item.name), item.type), batch.num_rows))
             except ValueError as error:
@@ -117,10 +116,38 @@ def place(group: RowGroup) -> str:
     return f"{group.path}: row group {group.index}"
 
 
-def bare(num_rows: int, rows: int) -> Iterator[pa.RecordBatch]:
-    """Yields slices of a row group of which no column is in the file."""
-    for begin in range(0, num_rows, rows):
-        yield pa.record_batch({"": pa.nulls(min(rows, num_rows - begin))}).select([])
+@contextmanager
+def errors_say_where(group: RowGroup) -> Iterator[None]:
+    """Makes a DataError that names the row group of any other error that a file may raise."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{place(group)} cannot be read: {error}") from error
+
+
+def decoded(file: pq.ParquetFile, group: RowGroup, names: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a row group as the file holds them, so many rows at once."""
+    if not names:
+        for begin in range(0, group.num_rows, rows):
+            yield pa.record_batch({"": pa.nulls(min(rows, group.num_rows - begin))}).select([])
+        return
+    try:
+        yield from file.iter_batches(rows, row_groups=[group.index], columns=names, use_threads=False)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        broken = list(undecodable(file, group.index, names, rows)) or names
+        raise DataError(f"{place(group)}, columns {', '.join(map(repr, broken))} cannot be read: {error}") from error
+
+
+def undecodable(file: pq.ParquetFile, row_group: int, names: Sequence[str], rows: int) -> Iterator[str]:
+    """Yields the columns that cannot be decoded."""
+    for name in names:
+        try:
+            for _ in file.iter_batches(rows, row_groups=[row_group], columns=[name], use_threads=False):
+                pass
+        except (pa.ArrowException, OSError, MemoryError):
+            yield name
 
 
 def pieces(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
@@ -132,22 +159,15 @@ def pieces(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
         yield batch.slice(begin, rows)
 
 
-def undecodable(file: pq.ParquetFile, row_group: int, names: list[str], rows: int) -> Iterator[str]:
-    """Yields the columns that cannot be decoded."""
-    for name in names:
-        try:
-            for _ in file.iter_batches(rows, row_groups=[row_group], columns=[name], use_threads=False):
-                pass
-        except (pa.ArrowException, OSError, MemoryError):
-            yield name
+def widened(column: pa.Array, meant: pa.DataType, kind: pa.DataType) -> pa.ChunkedArray:
+    """Returns a column as the table's type, text as a dictionary of valid text. Raises ValueError for what the type does not hold.
 
-
-def widened(column: pa.Array, kind: pa.DataType) -> pa.ChunkedArray:
-    """Returns a column as the table's type, text as a dictionary of valid text. Raises ValueError for what the type does not hold."""
+    meant: the file's own type, which Parquet may store as another, such as a duration as an integer.
+    """
     if is_text(column.type):
         column = column.dictionary_encode()
         column.dictionary.validate(full=True)
-    return widen(pa.chunked_array([column]), kind)
+    return widen(widen(pa.chunked_array([column]), meant), kind)
 
 
 def repeated(value: pa.Scalar, num_rows: int) -> pa.ChunkedArray:

@@ -104,30 +104,27 @@ class Encoder:
         return known | {"num_rows": num_rows, "unseen": dict(unseen)}
 
     def _encode_slice(self, table: pa.Table, part: RowGroup, relative_path: str, unseen: Counter[str]) -> Iterator[pa.Table]:
-        for begin in range(0, table.num_rows, CHUNK_ROWS):
-            yield self._encode_chunk(table.slice(begin, CHUNK_ROWS), part.path, relative_path, part.first_row + begin, unseen)
+        rows = Rows.from_arrays(self.encoding.encode(table, part.path, unseen))
+        key = table[self.task.key].cast(self.schema.field(0).type) if self.task.key else None
+        for begin in range(0, rows.num_rows, CHUNK_ROWS):
+            chunk = rows.slice(begin, begin + CHUNK_ROWS)
+            first_row = part.first_row + begin
+            places = np.arange(first_row, first_row + chunk.num_rows)
+            keys = [key.slice(begin, CHUNK_ROWS)] if key is not None else [pa.array([relative_path] * len(places)), pa.array(places)]
+            yield pa.table([*keys, *self._columns(chunk, first_row)], schema=self.schema)
 
     @torch.inference_mode()
-    def _encode_chunk(self, chunk: pa.Table, path: str, relative_path: str, first_row: int, unseen: Counter[str]) -> pa.Table:
-        rows = Rows.from_arrays(self.encoding.encode(chunk, path, unseen))
+    def _columns(self, rows: Rows, first_row: int) -> Iterator[pa.Array]:
+        """Yields the columns asked for of one chunk's rows."""
         q_z = self.model.posterior(rows)
-        columns: list[Any] = (
-            [chunk[self.task.key].cast(self.schema.field(0).type)]
-            if self.task.key
-            else [
-                pa.array([relative_path] * len(chunk)),
-                pa.array(np.arange(first_row, first_row + len(chunk))),
-            ]
-        )
         for name in self.task.columns:
             if name == "elbo":
                 generator = torch.Generator().manual_seed(first_row % 2**32)
                 noise = torch.randn(ELBO_SAMPLES, rows.num_rows, self.model.latent_dim, generator=generator)
-                columns.append(pa.array(self.model.evaluate_elbo(rows, noise).elbo.numpy()))
+                yield pa.array(self.model.evaluate_elbo(rows, noise).elbo.numpy())
             else:
                 values = (q_z.mean if name == "mean" else q_z.scale).contiguous().numpy()
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.model.latent_dim))
-        return pa.table(columns, schema=self.schema)
+                yield pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.model.latent_dim)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.plan import Integers, Plan, readings, shard_bounds, shards_of_rank
+from data.plan import Integers, Plan, Reading, Step, readings, readings_by_rank, shard_bounds, shards_of_rank
 from data.table import RowGroup
 
 plans = st.builds(
@@ -43,6 +43,23 @@ def test_no_step_exceeds_the_global_batch_and_none_is_empty(plan: Plan) -> None:
     assert all(0 < step.num_rows <= plan.global_batch_size for step in steps)
     assert [step.index for step in steps] == sorted({step.index for step in steps})
     assert steps[-1].index == plan.num_steps - 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(plan=plans, first=st.integers(0, 300))
+def test_steps_from_a_later_one_on_are_the_rest_of_the_epoch(plan: Plan, first: int) -> None:
+    rest = [step for step in plan.steps() if step.index >= first]
+    assert [as_lists(step) for step in plan.steps(first)] == [as_lists(step) for step in rest]
+
+
+def as_lists(step: Step) -> tuple[int, list[int], list[int], int]:
+    return step.index, step.begin.tolist(), step.end.tolist(), step.num_rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(plan=plans)
+def test_steps_with_rows_are_counted_without_taking_them(plan: Plan) -> None:
+    assert plan.num_steps_with_rows == len(list(plan.steps()))
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,15 +143,22 @@ def rows_of_groups(counts: Integers) -> list[list[list[int]]]:
     ]
 
 
-def worker_rows(counts: Integers, sides: Sequence[int], num_shards: int, rank: int, num_workers: int) -> dict[int, list[int | None]]:
-    """Returns side -> what a worker holds after it carried out its readings; None where nothing was put."""
-    groups, rows = row_groups(len(counts)), rows_of_groups(counts)
+def all_rows(counts: Integers, sides: Sequence[int], num_shards: int, num_workers: int) -> list[dict[int, list[int | None]]]:
+    """Returns, for every worker, side -> what it holds after it carried out its readings; None where nothing was put."""
+    plans = list(readings_by_rank(row_groups(len(counts)), counts, sides, num_shards, num_workers))
+    assert len(plans) == num_workers
+    return [worker_rows(counts, sides, num_shards, rank, num_workers, plan) for rank, plan in enumerate(plans)]
+
+
+def worker_rows(
+    counts: Integers, sides: Sequence[int], num_shards: int, rank: int, num_workers: int, plan: list[Reading]
+) -> dict[int, list[int | None]]:
+    rows = rows_of_groups(counts)
     totals = counts.sum(0)
     held: dict[int, list[int | None]] = {}
     for side in sides:
         bounds = shard_bounds(int(totals[side]), num_shards)
         held[side] = [None] * sum(int(bounds[v + 1] - bounds[v]) for v in shards_of_rank(num_shards, rank, num_workers))
-    plan = readings(groups, counts, sides, num_shards, rank, num_workers)
     assert [reading.group.path for reading in plan] == sorted({r.group.path for r in plan}, key=lambda path: int(path.split(".")[0]))
     for reading in plan:
         assert reading.targets
@@ -157,8 +181,7 @@ group_counts = st.lists(st.tuples(*[st.one_of(st.just(0), st.integers(0, 12))] *
     counts=group_counts, num_shards=st.integers(1, 12), num_workers=st.integers(1, 6), sides=st.sampled_from([[0], [1], [0, 1], [0, 1, 2]])
 )
 def test_readings_put_every_row_at_its_place_and_none_twice(counts: Integers, num_shards: int, num_workers: int, sides: list[int]) -> None:
-    for rank in range(num_workers):
-        held = worker_rows(counts, sides, num_shards, rank, num_workers)
+    for rank, held in enumerate(all_rows(counts, sides, num_shards, num_workers)):
         for side in sides:
             bounds = shard_bounds(int(counts[:, side].sum()), num_shards)
             expected = [row for v in shards_of_rank(num_shards, rank, num_workers) for row in range(int(bounds[v]), int(bounds[v + 1]))]
@@ -172,9 +195,8 @@ def test_the_global_batch_does_not_depend_on_the_workers(counts: Integers, num_s
     expected = [sorted(batch) for batch in batches(plan, 1)]
     for num_workers in {1, 2, 3, num_shards, num_shards + 2}:
         found: list[list[int | None]] = [[] for _ in expected]
-        for rank in range(num_workers):
-            held = worker_rows(counts, [0], num_shards, rank, num_workers)[0]
-            start = 0
+        for rank, sides in enumerate(all_rows(counts, [0], num_shards, num_workers)):
+            held, start = sides[0], 0
             for shard in shards_of_rank(num_shards, rank, num_workers):
                 order = plan.order(1, shard) + start
                 for batch, step in zip(found, plan.steps(), strict=True):
@@ -185,7 +207,7 @@ def test_the_global_batch_does_not_depend_on_the_workers(counts: Integers, num_s
 
 def test_more_workers_than_rows_leave_some_with_nothing_to_read() -> None:
     counts = np.array([[0, 0, 0], [2, 1, 0], [0, 0, 0]], np.int64)
-    plans = [readings(row_groups(3), counts, [0, 1], 5, rank, 5) for rank in range(5)]
+    plans = list(readings_by_rank(row_groups(3), counts, [0, 1], 5, 5))
     assert [[target for reading in plan for target in reading.targets] for plan in plans] == [
         [],
         [],
@@ -198,5 +220,12 @@ def test_more_workers_than_rows_leave_some_with_nothing_to_read() -> None:
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_side_without_rows_is_read_by_nobody(num_workers: int) -> None:
     counts = np.array([[4, 0, 0], [3, 0, 0]], np.int64)
-    for rank in range(num_workers):
-        assert readings(row_groups(2), counts, [1], 4, rank, num_workers) == []
+    assert list(readings_by_rank(row_groups(2), counts, [1], 4, num_workers)) == [[]] * num_workers
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=group_counts, num_shards=st.integers(1, 12), num_workers=st.integers(1, 6))
+def test_what_one_worker_reads_is_its_part_of_what_all_read(counts: Integers, num_shards: int, num_workers: int) -> None:
+    groups = row_groups(len(counts))
+    together = list(readings_by_rank(groups, counts, [1, 0], num_shards, num_workers))
+    assert together == [readings(groups, counts, [1, 0], num_shards, rank, num_workers) for rank in range(num_workers)]

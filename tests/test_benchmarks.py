@@ -1,0 +1,59 @@
+"""Claims about benchmarks/plan.py: it runs in a checkout, whatever the current folder, and prints what its docstring says. No figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import ROOT, job_environment
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    command = [sys.executable, str(ROOT / "benchmarks" / "plan.py")]
+    options = ["--sizes", "50x1", "200x1", "20x10", "--workers", "4", "--files", "10"]
+    folder: Path = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([*command, *options], cwd=folder, env=job_environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+def test_plan_prints_every_size_with_time_and_memory_of_every_stage(plan: Any) -> None:
+    assert [(size["files"], size["row_groups"]) for size in plan["sizes"]] == [(50, 50), (200, 200), (20, 200)]
+    for size in plan["sizes"]:
+        training, encode = size["training"], size["encode"]
+        assert list(training["cpu_s"]) == [
+            *("preflight", "fingerprint", "row groups", "scan runs", "steps of an epoch", "resume at a late step", "order of one shard"),
+            "readings of all workers",
+        ]
+        assert list(encode["cpu_s"]) == ["preflight", "manifest written", "manifest read", "units to do"]
+        for job in (training, encode):
+            peaks = list(job["peak_mb"].values())
+            assert 0 < peaks[0] <= peaks[-1] == max(peaks)
+            assert min(job["cpu_s"].values()) >= 0
+
+
+def test_plan_plans_the_same_table_however_its_row_groups_are_filed(plan: Any) -> None:
+    one_each, ten_each = (size["training"] for size in plan["sizes"][1:])
+    assert 1_800_000 < one_each["rows"] == ten_each["rows"] < 2_200_000
+    # 90 % of the rows are trained on, in steps of 4 workers x 128 rows; 4 workers x 2 sides have a reading task each.
+    for training in (one_each, ten_each):
+        assert abs(training["steps_per_epoch"] - 0.9 * training["rows"] / 512) < 20
+        assert training["scan_tasks"] <= 200
+        assert training["reading_tasks"] >= 8
+    assert [size["encode"]["units"] for size in plan["sizes"]] == [25, 100, 10]
+
+
+def test_plan_says_what_resident_rows_take(plan: Any) -> None:
+    first = plan["resident"][0]
+    # 20 float32 and 10 int32 cells with a validity byte each, and a float64 log-Jacobian.
+    assert first["bytes_per_row"] == 20 * 5 + 10 * 5 + 8
+    assert first["gb_per_worker"] == round(first["rows"] * first["bytes_per_row"] / first["workers"] / 1e9, 1)
+    assert set(plan["footers"]) == {"cpu_us_per_file", "peak_kb_per_file"}
+    assert set(plan["exponents"]) == {"training", "encode"}
