@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -167,7 +168,19 @@ def widened(column: pa.Array, meant: pa.DataType, kind: pa.DataType) -> pa.Chunk
     if is_text(column.type):
         column = column.dictionary_encode()
         column.dictionary.validate(full=True)
+    if pa.types.is_dictionary(column.type):
+        refuse_broken_indices(column)
     return widen(widen(pa.chunked_array([column]), meant), kind)
+
+
+def refuse_broken_indices(column: pa.DictionaryArray) -> None:
+    """Raises ValueError where an index leads out of the dictionary; Arrow does not look."""
+    size, indices = len(column.dictionary), column.indices
+    numbers = np.frombuffer(indices.buffers()[1], np.uint32, len(indices), 4 * indices.offset) if len(indices) else np.zeros(0)
+    if numbers.max(initial=0) >= size:  # a null's index may be anything, and a negative one is large here
+        first, last = pc.min_max(indices).values()
+        if last.is_valid and not 0 <= first.as_py() <= last.as_py() < size:
+            raise ValueError(f"its dictionary of {size} values has none at {last}: the file is damaged; write it anew")
 
 
 def repeated(value: pa.Scalar, num_rows: int) -> pa.ChunkedArray:

@@ -16,7 +16,7 @@ from data.types import is_list
 
 # Rows of a slice, at most: enough for the calls per column to cost nothing, few enough for a column to stay in the cache.
 SLICE_ROWS = 65_536
-# Bytes of one decoded value by its physical type; of BYTE_ARRAY, its index in a dictionary. FIXED_LEN_BYTE_ARRAY says its own.
+# Bytes of one decoded value by its physical type; of BYTE_ARRAY, its index in a dictionary. FIXED_LEN_BYTE_ARRAY has its type's.
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
 # Besides, a value in a list takes two int16 while it is decoded.
 LEVELS_BYTES = 4
@@ -77,7 +77,7 @@ def open_row_group(
     totals = [text_totals(source, file, row_group, leaf, max_bytes) for leaf in texts if leaf.name not in held]
     row_bytes = {field.name: float(value_bytes(field.type)) for field in schema}
     for leaf in found:
-        width = max(value_bytes(schema.field(leaf.name).type), WIDTHS.get(leaf.column.physical_type) or leaf.column.length)
+        width = max(value_bytes(schema.field(leaf.name).type), WIDTHS.get(leaf.column.physical_type, 0))
         row_bytes[leaf.name] = list_bytes(leaf, width, max_bytes) / max(1, num_rows) if leaf.is_list else width
     per_row = max(1.0, sum(row_bytes.values()))
     rows = max(1, min(SLICE_ROWS, num_rows, int(max_bytes / per_row)))

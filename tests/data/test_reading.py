@@ -483,3 +483,47 @@ def test_the_rows_that_a_footer_claims_are_counted(tmp_path: Path) -> None:
     path.write_bytes(content[:footer] + content[footer:].replace(b"\xd0\x0f", b"\x98\x11"))
     assert open_table(str(path)).num_rows == 1100
     assert refusal(path) == f"{path}: row group 0 has 1000 rows, its footer says 1100: the file is damaged; write it anew"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()], ids=str)
+def test_codes_that_a_dictionary_does_not_hold_are_refused_by_file_and_column(tmp_path: Path, kind: pa.DataType) -> None:
+    """pyarrow 25 reads them; casts would look behind the dictionary."""
+    codes = np.random.default_rng(0).integers(0, 3, 1000)
+    columns = {"good": codes, "bad": pa.DictionaryArray.from_arrays(codes, pa.array(["a", "b", "c"], kind))}
+    path = write(tmp_path / "t.parquet", columns, compression="none")
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.dictionary_page_offset + chunk.total_compressed_size - 100] = 255  # four codes of two bits
+    path.write_bytes(content)
+    damaged = "its dictionary of 3 values has none at 3: the file is damaged; write it anew"
+    assert refusal(path) == f"{path}: column 'bad': {damaged}"
+
+
+MIXED = pa.table(
+    {
+        "int": pa.array(range(300), pa.int16()),
+        "text": [f"value {i % 40}" for i in range(300)],
+        "bytes": [b"x" * (i % 20) for i in range(300)],
+        "list": [[i, None] for i in range(300)],
+        "pair": pa.array([[1, 2] if i % 5 else None for i in range(300)], pa.list_(pa.int8(), 2)),
+        "flag": [i % 3 == 0 for i in range(300)],
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(codec=st.sampled_from(["none", "snappy", "zstd"]), max_bytes=st.sampled_from([30_000, MIB]), data=st.data())
+def test_a_file_with_damaged_pages_is_read_or_refused_by_name(folder: Path, codec: str, max_bytes: int, data: st.DataObject) -> None:
+    path = write(folder / f"{codec}.parquet", MIXED, compression=codec, row_group_size=120)
+    content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(4, footer - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    table = open_table(str(path))
+    with RowReader(table.filesystem, table.schema, max_bytes) as reader:
+        for group in table.row_groups():
+            try:
+                assert sum(rows.num_rows for _, rows in reader.slices(group)) == group.num_rows
+            except DataError as error:
+                assert str(error).startswith(f"{path}: ")  # noqa: PT017  either is fine
