@@ -40,6 +40,10 @@ BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(3, 13)
 NUMBER_FIRST = frozenset((I16, I32, I64, BINARY))
 
 
+# Pages of all columns together, in budgets: honest tables of a thousand columns have as many open pages of a mebibyte.
+MAX_OPEN_BUDGETS = 4
+
+
 class MalformedHeader(ValueError):
     """A page header does not follow the format; the message says at which byte of the file."""
 
@@ -63,11 +67,21 @@ def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, row_group: int
     group = metadata.row_group(row_group)
     wanted = frozenset(columns)
     faults: dict[str, str] = {}
+    open_bytes = 0  # a page of every column is open at once
     for index in range(group.num_columns):
         chunk = group.column(index)
         names = [name for name in top_level_names(chunk.path_in_schema) if name in wanted and name not in faults]
-        if names and (fault := chunk_fault(source, chunk, metadata.schema.column(index), group.num_rows, max_bytes)):
-            faults |= {name: f"column {name!r}: {fault}" for name in names}
+        if not names:
+            continue
+        found = chunk_fault(source, chunk, metadata.schema.column(index), group.num_rows, max_bytes)
+        open_bytes += found if isinstance(found, int) else 0
+        if isinstance(found, int) and open_bytes > MAX_OPEN_BUDGETS * max_bytes:
+            found = (
+                f"its largest page and those of the columns before it decode to {open_bytes} bytes together, more than {MAX_OPEN_BUDGETS} "
+                f"times data.max_batch_bytes, which is {max_bytes}; write the file with smaller pages, or raise it"
+            )
+        if isinstance(found, str):
+            faults |= {name: f"column {name!r}: {found}" for name in names}
     return list(faults.values())
 
 
@@ -76,8 +90,8 @@ def top_level_names(path: str) -> list[str]:
     return [path, *(path[:end] for end, character in enumerate(path) if character == ".")]
 
 
-def chunk_fault(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema, num_rows: int, max_bytes: int) -> str | None:
-    """Returns why a leaf's column chunk may not be decoded, or None."""
+def chunk_fault(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema, num_rows: int, max_bytes: int) -> int | str:
+    """Returns the bytes of a leaf's largest page (0 where it need not be known), or why its column chunk may not be decoded."""
     repeated = leaf.max_repetition_level > 0
     width = WIDTHS.get(leaf.physical_type) or leaf.length
     if repeated and chunk.num_values * width > num_rows * max_bytes:
@@ -86,19 +100,19 @@ def chunk_fault(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, leaf: pq.C
             f"data.max_batch_bytes, which is {max_bytes}; a row is read whole: shorten its list, or raise data.max_batch_bytes"
         )
     if not repeated and chunk.total_compressed_size * GREATEST_EXPANSION.get(chunk.compression, math.inf) <= max_bytes:
-        return None
+        return 0
     try:
         return walk_pages(source, chunk, width, repeated, max_bytes)
     except MalformedHeader as error:
         return f"its page headers cannot be read ({error}): the file is damaged; write it anew"
 
 
-def walk_pages(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, width: int, repeated: bool, max_bytes: int) -> str | None:
-    """Returns the first fault of a chunk's pages, or None. Raises MalformedHeader. Begins and ends where Arrow does."""
+def walk_pages(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, width: int, repeated: bool, max_bytes: int) -> int | str:
+    """Returns the bytes of a chunk's largest page, or its pages' first fault. Begins and ends where Arrow does. Raises MalformedHeader."""
     position, num_values, file_bytes = first_page(chunk), chunk.num_values, source.size()
     end = position + chunk.total_compressed_size
     allowed = f"data.max_batch_bytes is {max_bytes}; write the file with smaller pages, or raise it"
-    found = 0
+    found = largest = 0
     while found < num_values and position < end:
         page, position = read_page_header(source, position, file_bytes)
         # Arrow decompresses neither a page without a codec nor one of version 2 that says so: these are as large as they are stored.
@@ -108,12 +122,13 @@ def walk_pages(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, width: int,
         # A dictionary is decoded whole, and one row may hold a page of a list's values; of other values a row holds one.
         if (repeated or page.kind == DICTIONARY_PAGE) and page.num_values * width > max_bytes:
             return f"a page holds {page.num_values} values, {page.num_values * width} bytes, {allowed}"
+        largest = max(largest, page_bytes)
         position += page.compressed_bytes
         found += page.num_values if page.kind in DATA_PAGES else 0
     if found != num_values:
         # Fewer are refused too: Arrow reads on, up to 100 bytes beyond a chunk that an old parquet-mr claims to have written (PARQUET-816).
         return f"its pages hold {found} values, the footer says {num_values}: the file is damaged; write it anew"
-    return None
+    return largest
 
 
 def first_page(chunk: pq.ColumnChunkMetaData) -> int:

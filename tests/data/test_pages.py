@@ -161,6 +161,16 @@ def test_a_footer_that_claims_little_hides_nothing(tmp_path: Path, codec: str) -
     assert pq.read_table(path).nbytes >= 64 * MIB, "Arrow decodes it all the same"
 
 
+def test_pages_of_many_columns_may_not_add_up_to_many_budgets(tmp_path: Path) -> None:
+    zeros = pa.array(np.zeros(MIB // 8))
+    path = write_one_page(tmp_path / "a.parquet", pa.table({f"x{i}": zeros for i in range(12)}), compression="zstd", use_dictionary=False)
+    assert faults(path, 4 * MIB) == []
+    (line, *more) = faults(path, 2 * MIB)
+    assert line.startswith("column 'x8': its largest page and those of the columns before it decode to ")
+    assert "data.max_batch_bytes" in line
+    assert len(more) == 3
+
+
 def test_an_uncompressed_page_is_as_large_as_it_is_stored(tmp_path: Path) -> None:
     path = write_one_page(tmp_path / "t.parquet", pa.table({"a": np.zeros(MIB)}), compression="none", use_dictionary=False)
     position = first_page(pq.read_metadata(path).row_group(0).column(0))
