@@ -134,10 +134,11 @@ def readings_by_rank(
     found = np.concatenate([pieces(counts[:, side], side, num_shards, num_workers) for side in sides])
     found = found[np.lexsort((found[:, 1], found[:, 0]))]  # by rank, then row group; stable, so sides and shards keep their order
     for begin, end in pairwise(np.searchsorted(found[:, 0], np.arange(num_workers + 1)).tolist()):
-        targets: dict[int, list[tuple[int, int, int, int]]] = {}
-        for _, group, side, first, last, place in found[begin:end].tolist():
-            targets.setdefault(group, []).append((side, first, last, place))
-        yield [Reading(groups[group], tuple(of_group)) for group, of_group in targets.items()]
+        _, indices, *numbers = found[begin:end].T.tolist()
+        targets: dict[int, tuple[tuple[int, int, int, int], ...]] = {}
+        for index, target in zip(indices, zip(*numbers, strict=True), strict=True):
+            targets[index] = (*targets.get(index, ()), target)
+        yield [Reading(groups[index], of_group) for index, of_group in targets.items()]
 
 
 def pieces(counts: Integers, side: int, num_shards: int, num_workers: int) -> Integers:
