@@ -217,6 +217,7 @@ def ray_tasks(num_files: int, num_workers: int) -> dict[str, float]:
     counts = np.array([[group.num_rows, 0, 0] for group in groups], np.int64)
     readings = next(readings_by_rank(groups, counts, [TRAIN], num_workers, num_workers))
     num_tasks = len(bundles(readings, bytes_per_row(encoding())))
+    os.chdir(Path(__file__).resolve().parents[1])  # Ray's workers look here for packages, before they find benchmarks/data.py for data
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     reading_dataset(table, readings[:1], encoding(), FRACTIONS)
     before, started = memory_mb(), time.process_time()

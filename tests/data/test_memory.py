@@ -64,5 +64,5 @@ def peak_kib(path: Path) -> int:
 
 
 def test_a_table_ten_times_as_large_takes_no_more_memory(tmp_path: Path) -> None:
-    small, large = (peak_kib(write(tmp_path / f"{num}.parquet", num)) for num in (6, 60))
+    small, large = (peak_kib(write(tmp_path / f"{num}.parquet", num)) for num in (4, 40))
     assert large < 1.2 * small

@@ -168,6 +168,7 @@ def test_lists_packed_so_tightly_that_one_row_may_hold_them_all_are_refused(tmp_
     assert measured(path, 512 * MIB)["rows"] == 40_000
 
 
+@pytest.mark.slow  # test_memory.py measures the same with statistics besides
 def test_a_table_ten_times_as_large_is_opened_and_read_in_the_same_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 256, 30_000 * 64, np.uint8)), 64)
