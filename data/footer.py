@@ -16,8 +16,10 @@ from data.listing import DataError, partition_values
 
 TAIL_BYTES = 64 * 1024
 FOOTER_THREADS = 16
-# Files that are asked for ahead; each costs a kilobyte while it waits.
-FILES_AHEAD = 4096
+# Files that a thread is given at once, where there are many: to hand them over one by one takes as long as planning the table.
+FILES_AT_ONCE = 32
+# Files that are asked for ahead, so that what waits does not grow with the table.
+FILES_AHEAD = 8192
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,9 +64,13 @@ class Range(NamedTuple):
 
 def in_parallel(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yields work(item) of every item in their order, computed by threads a little ahead."""
+    size = max(1, min(FILES_AT_ONCE, len(items) // (4 * FOOTER_THREADS)))
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        for begin in range(0, len(items), FILES_AHEAD):
-            yield from pool.map(work, items[begin : begin + FILES_AHEAD])
+        for ahead in range(0, len(items), FILES_AHEAD):
+            end = min(ahead + FILES_AHEAD, len(items))
+            parts = (items[begin : min(begin + size, end)] for begin in range(ahead, end, size))
+            for results in pool.map(lambda part: [work(item) for item in part], parts):
+                yield from results
 
 
 def footer_bytes(source: pa.NativeFile) -> bytes | str:

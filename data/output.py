@@ -121,7 +121,7 @@ class OutputFolder:
         Raises FileExistsError where another job put that number first, OutputError where it cannot be written.
         """
         path = f"{self.path}/{MANIFESTS}/{number:06d}.json"
-        content = json.dumps(manifest, indent=1).encode()
+        content = json.dumps(manifest).encode()
         try:
             self.filesystem.create_dir(f"{self.path}/{MANIFESTS}", recursive=True)
             put_if_absent(self.filesystem, path, content)

@@ -118,17 +118,27 @@ def absences(name: str, kind: pa.DataType, groups: Sequence[Alike], allow_missin
     """Yields the files that lack a column and may not, or whose folder spells out what is no value of its type."""
     lacking = [footer for group in groups if name not in group.fields for footer in group.footers]
     required = [group.first_path for group in groups if name in group.fields and not group.fields[name].nullable]
+    values = {footer.partition[name] for footer in lacking if name in footer.partition}
+    unreadable = {value: fault for value in values if (fault := spelled_fault(value, kind)) is not None}
     for footer in lacking:
         if name in footer.partition:
-            try:
-                spelled_scalar(footer.partition[name], kind)
-            except ValueError as error:
-                yield f"{footer.file.path}: column {name!r} is spelled out by its folder: {error}"
+            fault = unreadable.get(footer.partition[name])
+            if fault is not None:
+                yield f"{footer.file.path}: column {name!r} is spelled out by its folder: {fault}"
         elif required:
             yield f"{footer.file.path}: column {name!r} is missing, and may not be null in {required[0]}"
         elif not allow_missing:
             having = next(footer for group in groups for footer in group.footers if name in group.fields or name in footer.partition)
             yield f"{footer.file.path}: column {name!r} is missing, {having.file.path} has it"
+
+
+def spelled_fault(value: str | None, kind: pa.DataType) -> str | None:
+    """Returns why what a folder spells out is no value of a column's type, None where it is one."""
+    try:
+        spelled_scalar(value, kind)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def refuse_values(filesystem: fs.FileSystem, footers: Sequence[Footer], schema: pa.Schema) -> None:

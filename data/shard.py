@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -48,11 +47,16 @@ def reading_dataset(
     table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float], max_batch_bytes: int = MAX_BATCH_BYTES
 ) -> ray.data.Dataset:
     """Returns a dataset whose tasks each read some row groups and give the encoded rows that the plan asks of them."""
-    items = [{"readings": json.dumps([asdict(reading) for reading in bundle])} for bundle in bundles(plan, bytes_per_row(encoding))]
+    items = [{"readings": json.dumps([named(reading) for reading in bundle])} for bundle in bundles(plan, bytes_per_row(encoding))]
     reader = Reader(table.filesystem, encoding, fractions, max_batch_bytes)
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
         reader.read, batch_size=1, batch_format="pyarrow", num_cpus=1
     )
+
+
+def named(reading: Reading) -> dict[str, Any]:
+    """Returns a reading as JSON takes it; dataclasses.asdict says the same in four times the time, and there may be a million."""
+    return {"group": {name: getattr(reading.group, name) for name in RowGroup.__slots__}, "targets": reading.targets}
 
 
 def bundles(plan: Sequence[Reading], row_bytes: int) -> list[list[Reading]]:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,9 @@ def train_worker(config: dict[str, Any]) -> None:
 def train(state: TrainingState, task: WorkerTask, device: torch.device) -> None:
     holdings = hold_rows(task, device)
     model = prepare_model(state.model)
-    steps = list(task.plan.steps())
-    num_steps = total_steps(task.training, len(steps))
+    num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
     while not is_last(state.progress, task.training, num_steps):
-        training = train_epoch(model, state, task, holdings[TRAIN], steps, num_steps)
+        training = train_epoch(model, state, task, holdings[TRAIN], num_steps)
         validation = evaluate(state.model, task, holdings.get(VALIDATION), VALIDATION, EPOCH_SAMPLES)
         finish_epoch(state, training, validation)
         save_checkpoint(state, task)
@@ -139,16 +139,14 @@ def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> boo
     return progress.epoch >= training.epochs or progress.step >= num_steps or stale
 
 
-def train_epoch(
-    model: torch.nn.Module, state: TrainingState, task: WorkerTask, holding: Holding, steps: list[Step], num_steps: int
-) -> dict[str, float]:
+def train_epoch(model: torch.nn.Module, state: TrainingState, task: WorkerTask, holding: Holding, num_steps: int) -> dict[str, float]:
     """Takes one epoch's steps; returns its row-weighted means over all workers."""
     started = time.monotonic()
     progress, device = state.progress, state.model.device
     order = {shard: torch.from_numpy(task.plan.order(progress.epoch, shard)) + start for shard, start in holding.start.items()}
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     model.train()
-    for step in steps[: num_steps - progress.step]:
+    for step in islice(task.plan.steps(), num_steps - progress.step):
         rows = step_rows(holding, order, step, device)
         noise = step_noise(task.plan, holding, progress.epoch, step, state.model)
         beta = task.objective.beta_at(progress.step)
