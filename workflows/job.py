@@ -136,6 +136,7 @@ def stop_on_sigterm() -> None:
     """Makes SIGTERM what Ctrl-C is. Call after ray.init, which installs a handler of its own."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise TryAgain("stopped by SIGTERM; the same command with the same names goes on from what was saved")
+        # No Exception: logging and MLflow swallow those, and the job would go on as if nobody had asked.
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)

@@ -524,7 +524,7 @@ print((status("VmHWM") - before) // 10**6, total.total, total.num_distinct, tota
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize(("num_values", "max_megabytes"), [(999_980, 300), (3_000_000, 600)])
+@pytest.mark.parametrize(("num_values", "max_megabytes"), [(999_980, 300), pytest.param(3_000_000, 600, marks=pytest.mark.slow)])
 def test_memory_is_bounded_and_heavy_values_survive(num_values: int, max_megabytes: int) -> None:
     """The resident memory of a process of its own: Arrow's pools and NumPy's arrays alike, and what they do not give back."""
     done = subprocess.run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from data.listing import DataError
 from data.output import OutputError
 from vae import BundleError
 from workflows.config import ConfigError, EncodeConfig, GenerateConfig, ObjectiveConfig, TrainConfig, TrainingConfig
-from workflows.job import ComputationError, ServiceError, TryAgain, exit_code, known_cause, parse
+from workflows.job import ComputationError, ServiceError, TryAgain, exit_code, known_cause, parse, stop_on_sigterm
 from workflows.registry import default_tracking_uri, flatten, without_password
 
 
@@ -152,3 +154,23 @@ def test_the_tracking_uri_is_the_option_then_the_environment_then_a_local_file(t
 def test_passwords_do_not_reach_parameters_or_messages() -> None:
     assert without_password("https://user:secret@server/path") == "https://server/path"
     assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+def test_sigterm_is_not_lost_where_exceptions_are_swallowed() -> None:
+    class Swallowing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except Exception:
+                self.handleError(record)
+
+    before = signal.getsignal(signal.SIGTERM)
+    log = logging.getLogger("swallowing")
+    log.addHandler(Swallowing())
+    stop_on_sigterm()
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            log.warning("written while the signal comes")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_code(caught.value) == 75
