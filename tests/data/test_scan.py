@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import data.scan
 from data.columns import Rules, decide_columns
 from data.listing import DataError
-from data.scan import ScanTask, refuse_duplicates, runs, scan, scan_groups
+from data.scan import ScanTask, refuse_duplicates, runs, scan, scan_groups, suspected_rows
 from data.split import TRAIN, row_hashes, split_of
 from data.statistics import ColumnSummary, TableSummary, merge_all
 from data.table import RowGroup, Table, open_table
@@ -321,7 +321,12 @@ def test_a_hash_that_no_two_rows_have_is_no_duplicate(tmp_path: Path, cluster: N
     table = write(tmp_path / "t", [pa.table({"id": [1, 2, 3], "x": [1.0, 2.0, 3.0]})])
     groups = list(table.row_groups())
     hashes = scan_groups(task_of(table, "id", compare=True), groups).keys
-    refuse_duplicates(task_of(table, "id"), groups, np.append(hashes, hashes[1]))
+    task = task_of(table, "id")
+    assert suspected_rows(task, (hashes[1:2], groups)) == [(2, f"{groups[0].path} row 1")]
+    refuse_duplicates(task, groups, np.append(hashes, hashes[1]))
+    twice = write(tmp_path / "u", [pa.table({"id": [1, 2, 2], "x": [1.0, 2.0, 3.0]})])
+    with pytest.raises(DataError, match=r"row 1 and .*row 2"):  # the same hashes, and this time two rows
+        refuse_duplicates(task_of(twice, "id"), list(twice.row_groups()), np.append(hashes, hashes[1]))
 
 
 def test_a_null_key_is_refused_with_file_and_rows(tmp_path: Path, cluster: None) -> None:

@@ -371,7 +371,7 @@ def test_a_type_that_is_not_counted_is_refused_by_name(kind: pa.DataType) -> Non
         ValueCounts.of(pa.chunked_array([], kind), 3)
 
 
-def bounded(counts: ValueCounts, expected: Counter[Any]) -> None:
+def assert_bounded(counts: ValueCounts, expected: Counter[Any]) -> None:
     """Asserts the bounds of Agarwal et al. (2012): of each count, of the number kept, and of the error."""
     found = as_dict(counts)
     assert len(found) <= counts.capacity
@@ -400,7 +400,7 @@ def test_beyond_the_capacity_counts_stay_within_the_error(
         patch.setattr(data.sketches, "MIN_WAITING_BYTES", min_waiting)
         patch.setattr(data.sketches, "PART_BYTES", 0)
         counts = grouped([counts_of(leaf, kind, capacity) for leaf in named], cuts)
-        bounded(counts, Counter(value for leaf in named for value in leaf))
+        assert_bounded(counts, Counter(value for leaf in named for value in leaf))
 
 
 def test_values_with_one_count_are_kept_or_left_out_together() -> None:
