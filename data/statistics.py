@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from data.hashing import hash_values
 from data.moments import Moments
-from data.sketches import DistinctSketch, Entries, QuantileSketch, ValueCounts, plain_type
+from data.sketches import DistinctSketch, QuantileSketch
 from data.types import is_list, is_number, is_temporal, is_text, to_float64, to_ticks
+from data.value_counts import Entries, ValueCounts, plain_type
 
 # Text and named categories are counted exactly up to here, and approximately beyond.
 MAX_DISTINCT = 1_000_000

@@ -1,4 +1,4 @@
-"""Claims about data.sketches: what is added up is exact whatever the grouping, and what is rounded or left out stays within its bound."""
+"""Claims about data.sketches and data.value_counts: sums are exact however grouped, and what is rounded or left out stays bounded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data.sketches
+import data.value_counts
 from data.hashing import INTEGER_KEY, hash_integers
-from data.sketches import DistinctSketch, Entries, QuantileSketch, ValueCounts
+from data.sketches import DistinctSketch, QuantileSketch
+from data.value_counts import Entries, ValueCounts
 from tests.running import ROOT
 
 
@@ -283,8 +285,8 @@ def present(leaves: list[tuple[list[Any], pa.ChunkedArray]]) -> Counter[Any]:
 @pytest.fixture(params=["merged parts wait", "every merge consolidates"])
 def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "every merge consolidates":
-        monkeypatch.setattr(data.sketches, "MIN_WAITING_BYTES", 0)
-        monkeypatch.setattr(data.sketches, "PART_BYTES", 0)
+        monkeypatch.setattr(data.value_counts, "MIN_WAITING_BYTES", 0)
+        monkeypatch.setattr(data.value_counts, "PART_BYTES", 0)
     return str(request.param)
 
 
@@ -397,8 +399,8 @@ def test_beyond_the_capacity_counts_stay_within_the_error(
     value_of: Callable[[int], Any] = str if kind == pa.string() else int
     named = [[value_of(value) for value in leaf] for leaf in leaves]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sketches, "MIN_WAITING_BYTES", min_waiting)
-        patch.setattr(data.sketches, "PART_BYTES", 0)
+        patch.setattr(data.value_counts, "MIN_WAITING_BYTES", min_waiting)
+        patch.setattr(data.value_counts, "PART_BYTES", 0)
         counts = grouped([counts_of(leaf, kind, capacity) for leaf in named], cuts)
         assert_bounded(counts, Counter(value for leaf in named for value in leaf))
 
@@ -412,8 +414,8 @@ def test_values_with_one_count_are_kept_or_left_out_together() -> None:
 @given(leaves=OVERFLOWING, capacity=st.integers(1, 6))
 def test_reading_between_merges_does_not_change_what_is_kept(leaves: list[list[int]], capacity: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sketches, "MIN_WAITING_BYTES", 100)
-        patch.setattr(data.sketches, "PART_BYTES", 0)
+        patch.setattr(data.value_counts, "MIN_WAITING_BYTES", 100)
+        patch.setattr(data.value_counts, "PART_BYTES", 0)
         unread = merged([counts_of(leaf, pa.int64(), capacity) for leaf in leaves])
         total = counts_of(leaves[0], pa.int64(), capacity)
         for leaf in leaves[1:]:
@@ -429,7 +431,7 @@ def test_counts_are_dropped_exactly_when_the_values_are_too_many(
 ) -> None:
     expected = Counter(value for leaf in leaves for value in leaf)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sketches, "MIN_WAITING_BYTES", min_waiting)
+        patch.setattr(data.value_counts, "MIN_WAITING_BYTES", min_waiting)
         columns = [pa.chunked_array([pa.array(leaf, pa.int64())]) for leaf in leaves]
         counts = grouped([ValueCounts.of(column, capacity, "drop") for column in columns], cuts).finished()
     assert counts.total == expected.total()
@@ -442,7 +444,7 @@ def test_counts_are_dropped_exactly_when_the_values_are_too_many(
 
 @pytest.mark.parametrize("on_overflow", ["approximate", "drop"])
 def test_long_text_is_bounded_in_bytes(on_overflow: Literal["approximate", "drop"], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.sketches, "MAX_VALUE_BYTES", 2000)
+    monkeypatch.setattr(data.value_counts, "MAX_VALUE_BYTES", 2000)
     documents = [f"{i:0100d}" for i in range(50)] + ["frequent"] * 20 + [f"{7:0100d}"] * 5
     counts = ValueCounts.of(pa.chunked_array([pa.array(documents)]), UNBOUNDED, on_overflow)
     assert (counts.total, counts.num_distinct, counts.exact) == (75, UNBOUNDED + 1, False)
@@ -461,11 +463,11 @@ def test_long_text_is_bounded_in_bytes(on_overflow: Literal["approximate", "drop
 def test_each_entry_is_handled_a_few_times_however_many_leaves_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     handled: list[int] = []
 
-    def counting(parts: Sequence[Entries], combined: Callable[[Sequence[Entries]], Entries] = data.sketches.combined) -> Entries:
+    def counting(parts: Sequence[Entries], combined: Callable[[Sequence[Entries]], Entries] = data.value_counts.combined) -> Entries:
         handled.append(sum(len(part.counts) for part in parts))
         return combined(parts)
 
-    monkeypatch.setattr(data.sketches, "combined", counting)
+    monkeypatch.setattr(data.value_counts, "combined", counting)
     leaves = [counts_of(range(i * 500, (i + 1) * 500), pa.int64()) for i in range(1000)]
     assert merged(leaves).num_distinct == 500_000
     assert sum(handled) < 4 * 500_000
@@ -484,7 +486,7 @@ def test_what_waits_weighs_no_more_than_what_is_consolidated() -> None:
         for counts in (same, other):
             consolidated = counts.parts[0].num_bytes
             assert counts.num_bytes == sum(part.num_bytes for part in counts.parts)
-            assert counts.num_bytes - consolidated <= max(data.sketches.MIN_WAITING_BYTES, consolidated)
+            assert counts.num_bytes - consolidated <= max(data.value_counts.MIN_WAITING_BYTES, consolidated)
 
 
 @given(leaves=leaf_columns())
@@ -505,7 +507,7 @@ MEMORY = """
 import sys
 from functools import reduce
 import pyarrow as pa
-from data.sketches import ValueCounts
+from data.value_counts import ValueCounts
 
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
