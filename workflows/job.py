@@ -63,7 +63,7 @@ def parse(config_type: type[Config], arguments: list[str] | None = None) -> Conf
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     program = os.path.basename(sys.argv[0])
     usage = f"python workflows/{program} [--config FILE.yaml] [--section.key value ...]   (--help lists every option)"
-    parser = ArgumentParser(prog=program, usage=usage, description=config_type.__doc__)
+    parser = ArgumentParser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_type, None)
     values = parser.instantiate(parser.parse_args(arguments)).as_dict()

@@ -37,6 +37,7 @@ def test_lists_and_maps_are_read_as_json_or_yaml() -> None:
     ("arguments", "message"),
     [
         (["--data.pth", "x"], "data.pth"),
+        (["--data.path", "x", "--data.max_categorie", "5"], "data.max_categorie"),  # a beginning is no name
         (["--data.path", "x", "--model.latent_dim", "many"], "model.latent_dim"),
         (["--data.path", "x", "--model.network", "transformer"], "model.network"),
         ([], "data.path"),
