@@ -17,6 +17,8 @@ from data.types import is_temporal, to_ticks
 
 # The largest standardised cell: float32 holds its square.
 LARGEST_CELL = 1e18
+# The eight flags that a byte of a bitmap holds, as eight bytes.
+EIGHT_FLAGS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64).ravel()
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -34,7 +36,8 @@ def flags_of(arrays: Sequence[pa.Array]) -> NDArray[np.bool_]:
             if array.offset % 8:
                 array = pa.concat_arrays([array])  # a copy, which begins at a byte
             row[:] = np.frombuffer(array.buffers()[0], np.uint8, len(row), array.offset // 8)
-    return np.unpackbits(bitmaps, axis=1, count=num_cells, bitorder="little").view(np.bool_)
+    words = np.take(EIGHT_FLAGS, bitmaps, mode="clip", out=empty(bitmaps.shape, np.uint64))
+    return words.view(np.bool_)[:, :num_cells]
 
 
 def raw_numbers(array: pa.Array) -> NDArray[Any]:
@@ -52,7 +55,23 @@ def raw_numbers(array: pa.Array) -> NDArray[Any]:
 def mask_missing(cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
     """Sets missing cells of a 4-byte type to 0, whatever they held."""
     bits = cells.view(np.int32)
-    np.bitwise_and(bits, np.negative(valid.view(np.int8), dtype=np.int32), out=bits)
+    np.bitwise_and(bits, np.negative(valid.view(np.int8)).astype(np.int32), out=bits)
+
+
+def sums_where(valid: NDArray[np.bool_], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Returns sum_d weights[d] valid[d, b] for flags [D, B]: a table lookup for every eight columns, by the bits that their flags make."""
+    num_cells = valid.shape[1]
+    words = -(-num_cells // 8)
+    padded = valid if num_cells % 8 == 0 else np.pad(valid, ((0, 0), (0, 8 * words - num_cells)))
+    sums, part = empty((8 * words,), np.float64), empty((8 * words,), np.float64)
+    sums[:] = 0
+    for begin in range(0, len(padded), 8):
+        patterns, table = np.zeros(words, np.uint64), np.zeros(1)
+        for flags, weight in zip(padded[begin : begin + 8], weights[begin : begin + 8], strict=True):
+            patterns = patterns << np.uint64(1) | flags.view(np.uint64)
+            table = np.ravel(table[:, None] + [0.0, weight])
+        sums += np.take(table, patterns.view(np.uint8), mode="clip", out=part)
+    return sums[:num_cells]
 
 
 def encode_categories(array: pa.Array, column: Column, codes: NDArray[np.int32], valid: NDArray[np.bool_], unseen: Counter[str]) -> None:
@@ -81,7 +100,7 @@ def settle_unseen(column: Column, codes: NDArray[np.int32], valid: NDArray[np.bo
 def codes_of(values: pa.Array, column: Column) -> NDArray[np.int32]:
     """Returns each value's code; -1 for a value that has none, -2 for a null."""
     codes = pc.index_in(values, pa.array(column.categories, values.type))
-    known: NDArray[np.int32] = codes.fill_null(-1).to_numpy(zero_copy_only=False)
+    known: NDArray[np.int32] = raw_numbers(codes.fill_null(-1) if codes.null_count else codes)
     if values.null_count:
         known = np.where(values.is_valid().to_numpy(zero_copy_only=False), known, np.int32(-2))
     return known

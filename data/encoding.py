@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.cells import LARGEST_CELL, empty, encode_categories, flags_of, raw_numbers
+from data.cells import LARGEST_CELL, empty, encode_categories, flags_of, mask_missing, raw_numbers, sums_where
 from data.columns import Column
 from data.decoding import decode
 from data.listing import DataError
@@ -195,19 +195,15 @@ def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: N
             flags &= ~negative
         y = standardised(numbers, column, batch, flags)
         values[:] = y
-        if len(values) and not (values.max() <= LARGEST_CELL and values.min() >= -LARGEST_CELL):
+        if not np.dot(values, values) <= LARGEST_CELL:
             bad = flags & ~np.isfinite(numbers)
             batch.refuse_nonfinite(column, int(bad.sum()))
             flags &= ~bad
             values[:] = np.clip(np.where(flags, y, 0.0), -LARGEST_CELL, LARGEST_CELL)  # numbers beyond float32 are its largest cells
-    missing = np.flatnonzero(~valid)
-    cells.reshape(-1)[missing] = 0
+        mask_missing(values, flags)
     if not field.columns[0].integer:
-        num_rows = batch.table.num_rows
         logs = [math.log(column.scale) + math.log(column.width or 1.0) for column in field.columns]
-        starts = np.arange(field.size) * num_rows
-        counts = np.diff(np.searchsorted(missing, starts), append=len(missing))
-        batch.arrays[LOG_JACOBIAN] += np.bincount(missing - np.repeat(starts, counts), np.repeat(logs, counts), num_rows) - sum(logs)
+        batch.arrays[LOG_JACOBIAN] -= sums_where(valid, logs)
 
 
 def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -244,7 +240,8 @@ def encode_list_field(field: Field, batch: Batch) -> None:
     elements = one_array(pc.list_flatten(lists))
     there = flags_of([elements])[0] if elements.null_count else None
     if column.kind == "image":
-        cells = raw_numbers(elements).astype(np.uint8)
+        cells = empty((len(elements),), np.uint8)
+        cells[:] = raw_numbers(elements)
     else:
         cells, there = standardised_elements(raw_numbers(elements), there, column, batch)
     if there is not None:

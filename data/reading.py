@@ -100,16 +100,16 @@ class RowReader:
         return self._open
 
     def _widened(self, batch: pa.RecordBatch, types: Mapping[str, pa.DataType], group: RowGroup) -> pa.Table:
-        spelled, in_file = partition_values(group.partition), frozenset(batch.schema.names)
+        spelled, in_file = partition_values(group.partition), dict(zip(batch.schema.names, batch.columns, strict=True))
         columns = []
-        for item in self.schema:
+        for name, kind in zip(self.schema.names, self.schema.types, strict=True):
             try:
-                if item.name in in_file:
-                    columns.append(widened(batch.column(item.name), types[item.name], item.type))
+                if name in in_file:
+                    columns.append(widened(in_file[name], types[name], kind))
                 else:
-                    columns.append(repeated(spelled_scalar(spelled.get(item.name), item.type), batch.num_rows))
+                    columns.append(repeated(spelled_scalar(spelled.get(name), kind), batch.num_rows))
             except ValueError as error:
-                raise DataError(f"{group.path}: column {item.name!r}: {error}") from error
+                raise DataError(f"{group.path}: column {name!r}: {error}") from error
         return pa.table([*columns, pa.nulls(batch.num_rows)], [*self.schema.names, ""]).select(range(len(columns)))
 
 
