@@ -3,6 +3,7 @@
 The table's training rows are cut into V logical shards of consecutive rows. In step t shard v gives its next
 floor((u+1)B/V) - floor(uB/V) rows, u = (v+t) mod V, in the order of its own permutation for the epoch; an exhausted shard
 gives none. So every row comes once an epoch, and neither the batch, its order nor its noise depends on the workers.
+A worker takes its steps in stretches whose rows lie side by side in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from data.table import RowGroup
 
 Integers = NDArray[np.int64]
+# Rows of a shard's order whose noise one generator makes.
+NOISE_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,18 @@ class Step:
     begin: Integers
     end: Integers
     num_rows: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows of a logical shard that are read, and permuted, together: num_rows from row `start` of the shard on, which come
+    from place `begin` on in the shard's order of an epoch.
+    """
+
+    shard: int
+    start: int
+    num_rows: int
+    begin: int
 
 
 @dataclass(frozen=True)
@@ -85,20 +100,67 @@ class Plan:
             if num_rows:
                 yield Step(index, begin, end, num_rows)
 
+    def windows(self, epoch: int, shard: int) -> list[Window]:
+        """Returns a shard's windows in the epoch's order."""
+        size, rows = int(self._sizes[shard]), self.shuffle_window_rows
+        found: list[Window] = []
+        for start in self._generator(epoch, shard, 0).permutation(np.arange(0, size, rows)).tolist():
+            begin = found[-1].begin + found[-1].num_rows if found else 0
+            found.append(Window(shard, start, min(rows, size - start), begin))
+        return found
+
+    def window_order(self, epoch: int, window: Window) -> Integers:
+        """Returns the order in which a window's rows come, [rows of the window]."""
+        return self._generator(epoch, window.shard, 1 + window.start // self.shuffle_window_rows).permutation(window.num_rows)
+
     def order(self, epoch: int, shard: int) -> Integers:
         """Returns the order of a shard's rows in an epoch, [rows of the shard]: windows permuted, and rows within each."""
-        order = np.empty(self._sizes[shard], np.int64)
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, shard])))
-        done = 0
-        for start in generator.permutation(np.arange(0, len(order), self.shuffle_window_rows)).tolist():
-            num_rows = min(self.shuffle_window_rows, len(order) - start)
-            order[done : done + num_rows] = start + generator.permutation(num_rows)
-            done += num_rows
-        return order
+        parts = [window.start + self.window_order(epoch, window) for window in self.windows(epoch, shard)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def noise_seed(self, epoch: int, step: int, shard: int) -> int:
-        """Returns the seed of the noise of a shard's rows in a step."""
-        return int(np.random.SeedSequence([self.seed, epoch, step, shard]).generate_state(1)[0])
+    def _generator(self, epoch: int, shard: int, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, shard, number])))
+
+    def noise_seed(self, epoch: int, block: int, shard: int) -> int:
+        """Returns the seed of the noise of a shard's rows number block * NOISE_ROWS and on in the epoch's order."""
+        return int(np.random.SeedSequence([self.seed, epoch, block, shard]).generate_state(1)[0])
+
+    def stretches(self, shards: Sequence[int], max_rows: int, first: int = 0) -> Iterator[Stretch]:
+        """Yields an epoch's steps from number `first` on in stretches of at most max_rows rows of these shards, or of one step."""
+        steps: list[Step] = []
+        num_rows = 0
+        for step in self.steps(first):
+            taken = int((step.end - step.begin)[shards].sum())
+            if steps and num_rows + taken > max_rows:
+                yield Stretch.of(steps, shards)
+                steps, num_rows = [], 0
+            steps.append(step)
+            num_rows += taken
+        if steps:
+            yield Stretch.of(steps, shards)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive steps of a worker. Its shards give the rows begin[v]..end[v]-1 of their orders, together R rows.
+
+    merge [R]: which of these rows, shard after shard, come one after the other; offsets [steps + 1]: where each step's begin.
+    """
+
+    steps: tuple[Step, ...]
+    begin: dict[int, int]
+    end: dict[int, int]
+    merge: Integers
+    offsets: Integers
+
+    @staticmethod
+    def of(steps: Sequence[Step], shards: Sequence[int]) -> Stretch:
+        counts = np.stack([(step.end - step.begin)[shards] for step in steps])
+        step_of_row = np.concatenate([np.repeat(np.arange(len(steps)), column) for column in counts.T])
+        offsets = np.concatenate([np.zeros(1, np.int64), counts.sum(1).cumsum()])
+        begin, end = steps[0].begin[shards].tolist(), steps[-1].end[shards].tolist()
+        merge = np.argsort(step_of_row, kind="stable")
+        return Stretch(tuple(steps), dict(zip(shards, begin, strict=True)), dict(zip(shards, end, strict=True)), merge, offsets)
 
 
 def shard_bounds(num_rows: int, num_shards: int) -> Integers:
@@ -139,6 +201,20 @@ def readings_by_rank(
         for index, target in zip(indices, zip(*numbers, strict=True), strict=True):
             targets[index] = (*targets.get(index, ()), target)
         yield [Reading(groups[index], of_group) for index, of_group in targets.items()]
+
+
+def window_reading(groups: Sequence[RowGroup], starts: Integers, side: int, begin: int, end: int) -> list[Reading]:
+    """Returns what holds rows begin..end-1 of a side in table order, their places counted from begin.
+
+    starts [groups + 1]: how many rows of that side come before each row group.
+    """
+    first, last = np.searchsorted(starts, [begin, end - 1], "right") - 1
+    found = []
+    for index in range(int(first), int(last) + 1):
+        low, high = max(begin, int(starts[index])), min(end, int(starts[index + 1]))
+        if low < high:
+            found.append(Reading(groups[index], ((side, low - int(starts[index]), high - int(starts[index]), low - begin),)))
+    return found
 
 
 def pieces(counts: Integers, side: int, num_shards: int, num_workers: int) -> Integers:

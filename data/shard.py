@@ -24,7 +24,7 @@ from data.table import RowGroup, Table
 
 Layout = dict[str, tuple[str, int]]
 
-SIDE, PLACE = "side", "place"
+SIDE, PLACE, NUMBER = "side", "place", "number"
 # Encoded rows of one reading task.
 BUNDLE_BYTES = 2**25
 
@@ -88,6 +88,13 @@ class Reader:
             for text in batch["readings"].to_pylist():
                 for reading in json.loads(text):
                     yield from self._read_group(reader, RowGroup(**reading["group"]), reading["targets"], encoding)
+
+    def read_window(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yields, for each item, its rows as one table, with the item's number."""
+        for number, text in zip(batch["number"].to_pylist(), batch["readings"].to_pylist(), strict=True):
+            parts = list(self.read(pa.table({"readings": [text]})))
+            table = pa.concat_tables(parts)
+            yield table.append_column(NUMBER, pa.array(np.full(len(table), number, np.int64)))
 
     def _read_group(
         self, reader: RowReader, group: RowGroup, targets: Sequence[Sequence[int]], encoding: TableEncoding

@@ -69,8 +69,15 @@ def test_data_knows_neither_models_nor_jobs(forbidden: str) -> None:
     assert importers(forbidden, "data") == set()
 
 
-def test_within_data_only_scan_and_shard_import_ray() -> None:
-    assert importers("ray", "data") == {"data.scan", "data.shard"}
+def test_within_data_only_what_runs_on_the_cluster_imports_ray() -> None:
+    assert importers("ray", "data") == {"data.scan", "data.shard", "data.stream"}
+
+
+@pytest.mark.parametrize("forbidden", ["ray", "mlflow", "jsonargparse"])
+@pytest.mark.parametrize("name", ["steps", "feed", "optimization", "scoring", "checkpoint"])
+def test_the_training_step_runs_where_there_is_neither_ray_nor_mlflow(name: str, forbidden: str) -> None:
+    code = f"import sys, workflows.{name}; sys.exit({forbidden!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_only_registry_and_served_model_import_mlflow() -> None:

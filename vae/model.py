@@ -124,13 +124,13 @@ class VAE(nn.Module):
         kl = q_z.kl(self.prior)
         return Bound(log_likelihood - kl, log_likelihood, kl)
 
-    def evaluate_elbo(self, rows: Rows, noise: Tensor) -> Bound:
-        """Returns the bound for reporting: the same expectation with less noise.
+    def evaluate_elbo(self, rows: Rows, noise: Tensor, q_z: DiagonalGaussian | None = None) -> Bound:
+        """Returns the bound for reporting: the same expectation with less noise. q_z: posterior(rows), from who has it already.
 
         log p(x,z) - log q(z|x), averaged over noise [S, B, L], has the ELBO as its expectation and no variance at all where
         q is the exact posterior (Roeder et al. 2017); the expected log-likelihood is this plus the closed-form KL.
         """
-        q_z = self.posterior(rows)
+        q_z = self.posterior(rows) if q_z is None else q_z
         z = q_z.rsample(noise)
         elbo = (self.likelihood(z).log_prob(rows) + self.prior.log_prob(z) - q_z.log_prob(z)).mean(0)
         kl = q_z.kl(self.prior)

@@ -5,7 +5,7 @@ A field is a group of columns that share a likelihood. Shapes: B rows, D cells o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,16 @@ class Rows(NamedTuple):
     def num_rows(self) -> int:
         return self.log_jacobian.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.log_jacobian.device
+
+    @property
+    def bytes_per_row(self) -> int:
+        """The memory that one row takes."""
+        tensors = [*self.values.values(), *self.valid.values()]
+        return self.log_jacobian.element_size() + sum(tensor.shape[1] * tensor.element_size() for tensor in tensors)
+
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> Rows:
         """Returns the rows held by NumPy arrays named FIELD, FIELD.valid and log_jacobian (without a copy on the CPU)."""
@@ -43,6 +53,13 @@ class Rows(NamedTuple):
             log_jacobian=tensors[LOG_JACOBIAN],
         )
 
+    def to(self, device: torch.device | str) -> Rows:
+        """Returns the rows on a device: these where they are there already, else copies that the host does not wait for."""
+        if self.device == torch.device(device):
+            return self
+        values, valid = ({name: part.to(device, non_blocking=True) for name, part in parts.items()} for parts in (self.values, self.valid))
+        return Rows(values, valid, self.log_jacobian.to(device, non_blocking=True))
+
     def take(self, index: Tensor) -> Rows:
         """Returns the rows at `index` [n], gathered."""
         return Rows(
@@ -50,6 +67,15 @@ class Rows(NamedTuple):
             {name: tensor.index_select(0, index) for name, tensor in self.valid.items()},
             self.log_jacobian.index_select(0, index),
         )
+
+    @staticmethod
+    def cat(parts: Sequence[Rows]) -> Rows:
+        """Returns the rows of one or more batches, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+        valid = {name: torch.cat([part.valid[name] for part in parts]) for name in parts[0].valid}
+        return Rows(values, valid, torch.cat([part.log_jacobian for part in parts]))
 
     def slice(self, begin: int, end: int) -> Rows:
         """Returns rows begin..end-1, as views."""

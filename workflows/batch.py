@@ -14,7 +14,7 @@ from data.table import Table
 from workflows.actors import ModelFiles
 from workflows.cluster import is_submitted, require_resources
 from workflows.config import BatchClusterConfig, ConfigError
-from workflows.job import TryAgain, logger
+from workflows.errors import TryAgain, logger
 from workflows.registry import PinnedModel, lineage, relative_store
 
 

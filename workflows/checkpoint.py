@@ -1,28 +1,54 @@
-"""What the next epoch depends on, as a folder without pickle: weights, best weights, optimiser, and a JSON state."""
+"""Checkpoints: everything that the next step depends on, as folders without pickle that are complete or not there.
+
+A checkpoint is RUN/checkpoints/STEP-ATTEMPT/ with weights, best weights, the optimiser's tensors, state.json and, written last,
+manifest.json with the sha256 of each; a folder without it is none.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from pyarrow import fs
+from safetensors.torch import load, save
 from torch import Tensor
 
 from vae.model import VAE
+from workflows.errors import ComputationError, logger
+from workflows.optimization import Optimizer, with_weights
 
-WEIGHTS, BEST, OPTIMIZER, STATE, BUNDLE = "weights.safetensors", "best.safetensors", "optimizer.safetensors", "state.json", "bundle"
+WEIGHTS, BEST, OPTIMIZER, STATE, MANIFEST = (
+    "weights.safetensors",
+    "best.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
+# Checkpoints that stay, besides the one of the best epoch.
+NUM_KEPT = 2
 
 
 @dataclass
 class Progress:
-    """Where a run stands. step: optimiser steps taken; history: one dict of metrics per finished epoch."""
+    """Where a run stands. epoch: the one that is going on; step: optimiser steps taken; position: number of the epoch's next step.
+
+    sums: rows, and the sums of the ELBO and its two parts over them, of the epoch so far; interval_sums: since the last line for a number
+    of steps. history: one dict of metrics per finished epoch; elapsed_s: seconds of training, restarts included.
+    """
 
     epoch: int = 0
     step: int = 0
+    position: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    interval_sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    elapsed_s: float = 0.0
+    epoch_s: float = 0.0
+    num_skipped_steps: int = 0
     best_epoch: int = -1
+    best_step: int = -1
     best_elbo: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     finished: bool = False
@@ -34,41 +60,141 @@ class TrainingState:
     """The model, its optimiser, the best weights so far, and the progress."""
 
     model: VAE
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     best: dict[str, Tensor]
     progress: Progress
 
+    def averaged(self) -> dict[str, Tensor]:
+        """Returns the weights that are evaluated and registered: the average where there is one, else the model's."""
+        return with_weights(self.model, self.optimizer.average or [p.detach() for p in self.model.parameters()])
+
     def keep_as_best(self) -> None:
-        self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.best = {name: tensor.clone() for name, tensor in self.averaged().items()}
 
-    def save(self, folder: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, folder / WEIGHTS)
-        save_file({name: tensor.contiguous() for name, tensor in self.best.items()}, folder / BEST)
-        save_file(optimizer_tensors(self.optimizer), folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps(asdict(self.progress)))
+    def files(self) -> dict[str, bytes]:
+        """Returns the checkpoint's files. Raises ComputationError for weights that are not finite: those are never saved."""
+        weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ComputationError(
+                f"step {self.progress.step}: weights are not finite ({broken[0]}); nothing was saved after the last checkpoint"
+            )
+        tensors = {WEIGHTS: weights, BEST: self.best, OPTIMIZER: self.optimizer.tensors()}
+        files = {name: save({key: tensor.contiguous().cpu() for key, tensor in part.items()}) for name, part in tensors.items()}
+        return files | {STATE: json.dumps(asdict(self.progress)).encode()}
 
-    def load(self, folder: Path) -> None:
-        device = str(self.model.device)
-        self.model.load_state_dict(load_file(folder / WEIGHTS, device))
-        self.best = load_file(folder / BEST, device)
-        load_optimizer_tensors(self.optimizer, load_file(folder / OPTIMIZER, device))
-        self.progress = Progress(**json.loads((folder / STATE).read_text()))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the optimiser's state as PARAMETER.NAME -> tensor."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor.contiguous() for index, values in state.items() for name, tensor in values.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    def load(self, files: dict[str, bytes]) -> None:
+        device = self.model.device
+        weights, best, optimizer = ({k: t.to(device) for k, t in load(files[name]).items()} for name in (WEIGHTS, BEST, OPTIMIZER))
+        self.model.load_state_dict(weights)
+        self.best = best
+        self.optimizer.load(optimizer)
+        self.progress = progress_of(files)
 
 
-def read_progress(folder: Path) -> Progress:
-    """Returns the progress of a saved checkpoint without its tensors."""
-    return Progress(**json.loads((folder / STATE).read_text()))
+def progress_of(files: dict[str, bytes]) -> Progress:
+    """Returns the progress that a checkpoint's files hold."""
+    return Progress(**json.loads(files[STATE]))
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A run's checkpoints in its storage. Travels to the workers.
+
+    attempt: the number of this start of the run. current: whether no later start has taken the run over; asked before anything is
+    published or removed, since the workers of a driver that was killed go on for seconds.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    attempt: int
+    current: Callable[[], bool]
+
+    def save(self, files: dict[str, bytes], progress: Progress) -> None:
+        """Writes a checkpoint, its manifest last, and removes what is neither among the newest nor the best."""
+        folder = f"{self.path}/{progress.step:012d}-{self.attempt:06d}"
+        if progress.finished:
+            folder += "-finished"
+        hashes = {}
+        self.filesystem.create_dir(folder, recursive=True)
+        for name, content in files.items():
+            write(self.filesystem, f"{folder}/{name}", content)
+            hashes[name] = hashlib.sha256(content).hexdigest()
+        if not self.current():
+            raise ComputationError("another start of this run took over; this one saves nothing more")
+        manifest = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "attempt": self.attempt,
+            "best_step": progress.best_step,
+            "sha256": hashes,
+        }
+        write(self.filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+        self._remove_old(progress.best_step)
+
+    def _remove_old(self, best_step: int) -> None:
+        folders = self.folders()
+        complete = [folder for folder in folders if self._exists(f"{folder}/{MANIFEST}")]
+        kept = set(complete[-NUM_KEPT:]) | {folder for folder in complete if step_of(folder) == best_step}
+        for folder in folders[: folders.index(complete[-1])]:
+            if folder not in kept:
+                self.filesystem.delete_dir(folder)
+
+    def finished(self) -> dict[str, bytes] | None:
+        """Returns the files of the run's last checkpoint where its training is finished, else None."""
+        files = self.newest()
+        return files if files is not None and progress_of(files).finished else None
+
+    def newest(self) -> dict[str, bytes] | None:
+        """Returns the files of the newest checkpoint that is whole, None where the run has none yet.
+
+        A damaged one is skipped, saying so. Raises ComputationError where there are checkpoints and every one is damaged.
+        """
+        damaged = []
+        for folder in reversed(self.folders()):
+            if not self._exists(f"{folder}/{MANIFEST}"):
+                continue  # its writer was stopped
+            files, fault = self._read(folder)
+            if fault is None:
+                return files
+            logger.warning("checkpoint %s is damaged (%s); going back to the one before", folder, fault)
+            damaged.append(folder)
+        if damaged:
+            raise ComputationError(f"every checkpoint of the run is damaged: {', '.join(damaged)}; restore one, or choose a new run.name")
+        return None
+
+    def _read(self, folder: str) -> tuple[dict[str, bytes], str | None]:
+        files: dict[str, bytes] = {}
+        try:
+            hashes = json.loads(read(self.filesystem, f"{folder}/{MANIFEST}"))["sha256"]
+            for name, expected in hashes.items():
+                files[name] = read(self.filesystem, f"{folder}/{name}")
+                if hashlib.sha256(files[name]).hexdigest() != expected:
+                    return files, f"{name} is not what was written"
+        except (OSError, ValueError, KeyError) as error:
+            return files, str(error)
+        return files, None
+
+    def folders(self) -> list[str]:
+        """Returns the checkpoints' folders by step and attempt, complete or not."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.Directory)
+
+    def _exists(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(path).type == fs.FileType.File)
+
+
+def step_of(folder: str) -> int:
+    return int(folder.rsplit("/", 1)[-1].split("-")[0])
+
+
+def write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with filesystem.open_output_stream(f"{path}.new") as stream:
+        stream.write(content)
+    filesystem.move(f"{path}.new", path)
+
+
+def read(filesystem: fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_file(path) as stream:
+        return bytes(stream.read())

@@ -14,7 +14,8 @@ import ray
 import ray.data
 
 from workflows.config import ClusterConfig, ConfigError
-from workflows.job import ServiceError, logger, stop_on_sigterm
+from workflows.errors import ServiceError, logger
+from workflows.job import stop_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")

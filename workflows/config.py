@@ -34,8 +34,14 @@ class ClusterConfig:
     """Logical CPUs, and PyTorch threads, per worker."""
     start_timeout_s: float = 900.0
     """Seconds that the job waits for nodes that the cluster can start."""
+    collective_timeout_s: int = 300
+    """Seconds that workers wait for each other; then the run ends, naming the one that was not heard of."""
+    max_failures: int = 3
+    """Times that training goes on from the last checkpoint by itself after a worker or its node was lost."""
 
     def check(self) -> None:
+        require(self.collective_timeout_s >= 1, "cluster.collective_timeout_s", self.collective_timeout_s, "at least 1")
+        require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "at least 0")
         require(self.num_workers >= 1, "cluster.num_workers", self.num_workers, "at least 1")
         require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", self.cpus_per_worker, "at least 1")
 
@@ -74,8 +80,8 @@ class DataConfig:
     """A validation table of its own, in place of validation_fraction."""
     num_logical_shards: int = 8
     """V: pieces into which the training rows are cut; results do not depend on how many workers share them."""
-    shuffle_window_rows: int = 1_000_000
-    """Rows of a logical shard that are permuted together."""
+    shuffle_window_rows: int | None = None
+    """Rows of a logical shard that are permuted together; default: those that take 32 MiB."""
     max_categories: int = 1000
     """Categories kept of a column, the most frequent ones; the rest become one category "other"."""
     min_category_count: int = 1
@@ -95,8 +101,10 @@ class DataConfig:
         total = self.validation_fraction + self.test_fraction
         require(total < 1, "data.validation_fraction + data.test_fraction", total, "below 1, so that training rows are left")
         require(self.num_logical_shards >= 1, "data.num_logical_shards", self.num_logical_shards, "at least 1")
-        for name in ("shuffle_window_rows", "max_categories", "min_category_count"):
+        for name in ("max_categories", "min_category_count"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        rows = self.shuffle_window_rows
+        require(rows is None or rows >= 1, "data.shuffle_window_rows", rows, "at least 1")
         require(self.max_unique_check_rows >= 0, "data.max_unique_check_rows", self.max_unique_check_rows, "at least 0")
         check_batch_bytes(self.max_batch_bytes)
 
@@ -171,12 +179,21 @@ class TrainingConfig:
     """Rows of one step over all workers."""
     learning_rate: float = 1e-3
     """Adam's step size at its highest."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW), per step and unit of learning rate."""
+    max_gradient_norm: float = 1000.0
+    """Gradients of a longer norm are shortened to it."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is scored and registered; 0: none."""
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
     """After a warm-up over 1 % of the steps: cosine falls to zero at the last step, constant stays."""
     seed: int = 0
     """Decides initial weights, order and noise."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16 on GPUs that have it."""
+    precision: Literal["float32", "bfloat16", "auto", "float64"] = "float32"
+    """bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16 where the processor has it, else float32;
+    float64: everything, to compare runs."""
+    max_time_s: float | None = None
+    """Seconds of training, restarts included, after which it ends with the epoch as far as it came."""
     early_stopping_patience: int = 10
     """Epochs without a better validation ELBO after which training stops; 0 never stops early."""
 
@@ -186,6 +203,10 @@ class TrainingConfig:
         require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
         require(self.seed >= 0, "training.seed", self.seed, "at least 0")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        require(self.max_gradient_norm > 0, "training.max_gradient_norm", self.max_gradient_norm, "above 0")
+        require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
+        require(self.max_time_s is None or self.max_time_s > 0, "training.max_time_s", self.max_time_s, "above 0")
         require(self.early_stopping_patience >= 0, "training.early_stopping_patience", self.early_stopping_patience, "at least 0")
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
@@ -204,8 +225,17 @@ class RunConfig:
     """Folder or URI for checkpoints; on several nodes all of them must reach it."""
     name: str | None = None
     """The same name continues the same run; without one a new name is made and printed."""
+    checkpoint_interval_s: float = 300.0
+    """Seconds between checkpoints within an epoch; every epoch ends with one anyway."""
+    log_interval_steps: int = 100
+    """Steps whose mean training ELBO is one point in MLflow."""
     shard_memory_bytes: int | None = None
-    """Bytes of rows that a worker may hold; default: half of the cluster's memory, shared by the workers."""
+    """Bytes of rows that a worker may hold; default: half of the cluster's memory, shared by the workers. What does not fit is read again
+    every epoch; the numbers are the same."""
+
+    def check(self) -> None:
+        require(self.checkpoint_interval_s > 0, "run.checkpoint_interval_s", self.checkpoint_interval_s, "above 0")
+        require(self.log_interval_steps >= 1, "run.log_interval_steps", self.log_interval_steps, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -261,7 +291,7 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def check(self) -> None:
-        for section in (self.data, self.model, self.objective, self.training, self.cluster):
+        for section in (self.data, self.model, self.objective, self.training, self.run, self.cluster):
             section.check()
         if self.cluster.num_workers > self.data.num_logical_shards:
             raise ConfigError(

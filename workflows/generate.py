@@ -22,7 +22,8 @@ from workflows.actors import GenerateTask, Generator, run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output
 from workflows.cluster import connected
 from workflows.config import GenerateConfig
-from workflows.job import logger, run
+from workflows.errors import logger
+from workflows.job import run
 from workflows.registry import Registry
 
 

@@ -20,21 +20,7 @@ from data.listing import DataError
 from data.output import OutputError
 from vae.bundle import BundleError
 from workflows.config import ConfigError
-
-logger = logging.getLogger("vae")
-
-
-class ServiceError(RuntimeError):
-    """A service or the resources asked for are not to be had."""
-
-
-class TryAgain(RuntimeError):
-    """Stopped after saving, or held by another job: the same command goes on later."""
-
-
-class ComputationError(RuntimeError):
-    """The computation itself failed."""
-
+from workflows.errors import ComputationError, ServiceError, TryAgain, logger
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ConfigError, 2),

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.split import TRAIN, VALIDATION
+from pyarrow import fs
+from safetensors.torch import load as load_tensors
+
+from data.encoding import TableEncoding
+from data.split import TRAIN
 from data.table import Table
-from vae.bundle import load_bundle
-from workflows.checkpoint import Progress
+from vae.bundle import load_bundle, save_bundle
+from vae.model import VAE
+from workflows.architecture import architecture
+from workflows.checkpoint import BEST, Checkpoints, Progress, progress_of, read
 from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
-from workflows.job import logger
+from workflows.errors import ComputationError, ServiceError, logger
+from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
-from workflows.registry import Registry, flatten, lineage, reconcile, relative_store, without_password
-from workflows.runs import Run
+from workflows.registry import Registry, flatten, lineage, relative_store, without_password
+from workflows.runs import TABLE, Run
 from workflows.training import Prepared, table_record
 
 EXAMPLE_ROWS = 5
+METRICS = "metrics.jsonl"
+# How long the end of a run waits for MLflow to take what it has not yet.
+LOG_CLOSE_S = 60
 
 
 def refuse_lost_defaults(config: TrainConfig) -> None:
@@ -57,53 +70,103 @@ def identity(config: TrainConfig, table: Table, validation_table: Table | None) 
     }
 
 
-def record_start(config: TrainConfig, this: Run, registry: Registry, experiment_id: str, prepared: Prepared) -> str:
-    """Logs all that is known before the first step, to a new MLflow run or that of the run which goes on; returns its id."""
-    table = prepared.sources[TRAIN].table
+def record_start(config: TrainConfig, this: Run, registry: Registry, prepared: Prepared) -> None:
+    """Logs all that is known before the first step, to a new MLflow run or that of the run which goes on.
+
+    Raises ServiceError where a new run cannot be recorded; one that goes on does without MLflow until it is back.
+    """
+    table = table_record(config, prepared)
+    this.write(TABLE, json.dumps(table).encode())
     resolved = asdict(config)
     resolved["registry"]["tracking_uri"] = without_password(registry.uri)
-    if this.mlflow_run_id is None:
-        tags = lineage() | {"run_name": this.name, "job": "train"}
-        this.mlflow_run_id = registry.start_run(experiment_id, this.name, flatten(resolved), tags)
-        this.save()
-    else:
+    if this.mlflow_run_id is not None:
         logger.info("going on with MLflow run %s", this.mlflow_run_id)
+        return
+    this.save()
+    tags = lineage() | {"run_name": this.name, "job": "train"}
+    experiment_id = registry.open_experiment(config.registry.experiment)
+    run_id = registry.open_run(experiment_id, this.name, this.key, flatten(resolved), tags)
     first = config.data.path if isinstance(config.data.path, str) else config.data.path[0]
-    registry.log_input(this.mlflow_run_id, first, table.fingerprint, "training table")
-    registry.log_json(this.mlflow_run_id, resolved, "config.json")
-    registry.log_json(this.mlflow_run_id, table_record(config, prepared), "table.json")
-    return this.mlflow_run_id
+    registry.log_input(run_id, first, prepared.sources[TRAIN].table.fingerprint, "training table")
+    registry.log_json(run_id, resolved, "config.json")
+    registry.log_json(run_id, table, "table.json")
+    this.mlflow_run_id = run_id
+    this.save()
+
+
+@contextmanager
+def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
+    """Gives the run's metrics.jsonl, from which MLflow gets them; in other than local storage it is a copy, kept there at the end."""
+    send = partial(registry.log_points, str(this.mlflow_run_id))
+    if isinstance(this.filesystem, fs.LocalFileSystem):
+        with MetricsLog(Path(this.folder) / METRICS, send) as log:
+            yield log
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy, kept_at = Path(folder) / METRICS, f"{this.folder}/{METRICS}"
+        if this.filesystem.get_file_info(kept_at).type == fs.FileType.File:
+            copy.write_bytes(read(this.filesystem, kept_at))
+        try:
+            with MetricsLog(copy, send) as log:
+                yield log
+        finally:
+            this.write(METRICS, copy.read_bytes())
 
 
 def record_end(
-    config: TrainConfig, this: Run, registry: Registry, prepared: Prepared, progress: Progress, bundle: Path, started: float
+    config: TrainConfig, this: Run, registry: Registry, checkpoints: Checkpoints, table: Table, log: MetricsLog, started: float
 ) -> dict[str, Any]:
-    """Registers the model, logs what was measured and drawn, and returns the JSON line."""
-    run_id = str(this.mlflow_run_id)
-    scores = progress.scores
-    loaded = load_bundle(bundle)
-    reconcile(registry, run_id, progress.history, int(time.time() * 1000))
-    registry.log_metrics(run_id, {f"final/{side}/{name}": value for side, score in scores.items() for name, value in score.items()})
-    source = prepared.sources[VALIDATION if VALIDATION in prepared.sources else TRAIN]
-    rows = sample_rows(source.table, prepared.encoding)
+    """Registers the model of the run's finished checkpoint, logs what was measured and drawn, and returns the JSON line.
+
+    table: whose rows the pictures show. Raises ServiceError where MLflow does not answer; the next start comes here again.
+    """
+    files = checkpoints.finished()
+    if files is None:
+        raise ComputationError("training ended without a finished checkpoint")
+    run_id, progress, record = str(this.mlflow_run_id), progress_of(files), this.table_record()
+    encoding = TableEncoding.from_json(record)
+    for entry in progress.history:  # those that a stop kept from the log
+        log.append("epoch", int(entry["epoch"]), epoch_metrics(entry))
+    final = {f"final/{side}/{name}": float(value) for side, score in progress.scores.items() for name, value in score.items()}
+    log.append("final", progress.step, final)
     with tempfile.TemporaryDirectory() as folder:
-        save_training_pictures(Path(folder), loaded.model, prepared.encoding, rows, progress.history)
-        registry.log_files(run_id, Path(folder), "pictures")
-    tags = lineage() | {
-        "bundle_sha256": loaded.sha256,
-        "dataset_fingerprint": prepared.sources[TRAIN].table.fingerprint,
-        "num_training_rows": str(scores["train"]["num_rows"]),
-        "latent_dim": str(config.model.latent_dim),
-        "validation_elbo_nats_per_row": str(scores["validation"].get("elbo_nats_per_row")),
-    }
-    example = rows.select(prepared.encoding.modelled).slice(0, EXAMPLE_ROWS).to_pandas()
-    version = registry.register(run_id, config.registry.model_name, bundle, prepared.encoding, example, tags)
-    registry.end_run(run_id, "FINISHED")
-    shutil.rmtree(bundle.parent)
+        bundle, pictures = Path(folder) / "bundle", Path(folder) / "pictures"
+        model = VAE(**architecture(encoding, config.model))
+        model.load_state_dict(load_tensors(files[BEST]))
+        sha256 = save_bundle(bundle, model, record)
+        for path in bundle.iterdir():
+            this.write(f"bundle/{path.name}", path.read_bytes())
+        pictures.mkdir()
+        rows = sample_rows(table, encoding)
+        save_training_pictures(pictures, load_bundle(bundle).model, encoding, rows, progress.history)
+        if log.close(LOG_CLOSE_S):
+            raise ServiceError(f"MLflow at {without_password(registry.uri)} does not answer; {kept(this)}")
+        tags = lineage() | {
+            "bundle_sha256": sha256,
+            "dataset_fingerprint": record["fingerprint"],
+            "num_training_rows": str(progress.scores["train"]["num_rows"]),
+            "latent_dim": str(config.model.latent_dim),
+            "validation_elbo_nats_per_row": str(progress.scores["validation"].get("elbo_nats_per_row")),
+        }
+        example = rows.select(encoding.modelled).slice(0, EXAMPLE_ROWS).to_pandas()
+        try:
+            registry.log_files(run_id, pictures, "pictures")
+            version = registry.register(run_id, config.registry.model_name, bundle, encoding, example, tags)
+            registry.end_run(run_id, "FINISHED")
+        except ServiceError as error:
+            raise ServiceError(f"{error}; {kept(this)}") from error
     logger.info("registered %s version %s (alias candidate), MLflow run %s", config.registry.model_name, version, run_id)
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
+
+
+def kept(this: Run) -> str:
+    return f"the model is trained and kept in {this.folder}/bundle: the same command with --run.name {this.name} registers it"
+
+
+def epoch_metrics(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in entry.items() if name != "epoch"}
 
 
 def json_line(config: TrainConfig, this: Run, version: str, progress: Progress, wall_s: float) -> dict[str, Any]:

@@ -33,13 +33,15 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 from data.encoding import TableEncoding
 from vae.bundle import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
-from workflows.job import ServiceError, TryAgain, logger
+from workflows.errors import ServiceError, TryAgain, logger
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
 MAX_PARAM_CHARS = 6000
+# MLflow allows 1000; to find 1000 points again that are there already takes a busy server more than the 10 s above.
+MAX_METRICS_PER_CALL = 250
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,13 @@ class Registry:
             location = str(Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts") if self.uri.startswith("sqlite:") else None
             return str(self.client.create_experiment(name, artifact_location=location and Path(location).as_uri()))
 
-    def start_run(self, experiment_id: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """Returns the id of a new run with its parameters and tags."""
+    def open_run(self, experiment_id: str, run_name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Returns the id of the run with that key among its tags, made where there is none, so that a retry makes no second one."""
         with service_errors(self.uri):
-            run_id = str(self.client.create_run(experiment_id, run_name=run_name, tags=dict(tags)).info.run_id)
-            self.client.log_batch(run_id, params=[Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in params.items()])
+            found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'", max_results=1)
+            run = found[0] if found else self.client.create_run(experiment_id, run_name=run_name, tags=dict(tags) | {"run_key": key})
+            run_id = str(run.info.run_id)
+            self.client.log_batch(run_id, params=[Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()])
         return run_id
 
     def log_input(self, run_id: str, path: str, digest: str, name: str) -> None:
@@ -110,21 +114,19 @@ class Registry:
         with service_errors(self.uri), run_open(run_id):
             mlflow.log_input(MetaDataset(source, name=name, digest=digest), context="training")
 
-    def log_epoch(self, run_id: str, entry: Mapping[str, float], timestamp_ms: int) -> None:
-        """Logs one epoch's metrics at its number."""
-        step = int(entry["epoch"])
-        metrics = [Metric(key, float(value), timestamp_ms, step) for key, value in entry.items() if key != "epoch"]
-        with service_errors(self.uri):
-            self.client.log_batch(run_id, metrics=metrics)
+    def log_points(self, run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Logs lines of a MetricsLog, each at its step and time; a line that is there already is no second point.
 
-    def logged_epochs(self, run_id: str) -> set[int]:
+        Raises ServiceError; what came before it may have been logged.
+        """
+        points = [
+            Metric(key, float(value), int(line["timestamp_ms"]), int(line["step"]))
+            for line in lines
+            for key, value in line["metrics"].items()
+        ]
         with service_errors(self.uri):
-            return {metric.step for metric in self.client.get_metric_history(run_id, "train/elbo_nats_per_row")}
-
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        with service_errors(self.uri):
-            for key, value in metrics.items():
-                self.client.log_metric(run_id, key, value)
+            for start in range(0, len(points), MAX_METRICS_PER_CALL):
+                self.client.log_batch(run_id, metrics=points[start : start + MAX_METRICS_PER_CALL])
 
     def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
         with service_errors(self.uri):
@@ -141,17 +143,20 @@ class Registry:
 
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:
-        """Shows the run as running while open, and as failed or killed where an exception leaves."""
-        with service_errors(self.uri):
-            self.client.update_run(run_id, status="RUNNING")
+        """Shows the run as running while open, and as failed or killed where an exception leaves; work does not wait for MLflow."""
+        self._show_status(run_id, "RUNNING")
         try:
             yield
         except BaseException as error:
-            try:
-                self.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | TryAgain) else "FAILED")
-            except ServiceError as unreachable:
-                logger.warning("the run's end did not reach MLflow: %s", unreachable)
+            self._show_status(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | TryAgain) else "FAILED")
             raise
+
+    def _show_status(self, run_id: str, status: str) -> None:
+        try:
+            with service_errors(self.uri):
+                self.client.update_run(run_id, status=status)
+        except ServiceError as unreachable:
+            logger.warning("that the run is %s did not reach MLflow: %s", status, unreachable)
 
     def end_run(self, run_id: str, status: str) -> None:
         with service_errors(self.uri):
@@ -256,13 +261,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
-
-
-def reconcile(registry: Registry, run_id: str, history: Sequence[Mapping[str, float]], timestamp_ms: int) -> None:
-    """Logs the epochs that a restart, or a server that was away, kept from MLflow."""
-    logged = registry.logged_epochs(run_id)
-    missing = [entry for entry in history if int(entry["epoch"]) not in logged]
-    for entry in missing:
-        registry.log_epoch(run_id, entry, timestamp_ms)
-    if missing:
-        logger.info("logged %d epochs that MLflow had missed", len(missing))

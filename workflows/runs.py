@@ -1,62 +1,87 @@
-"""A run's folder: what it was asked, its MLflow run, and its result, so that the same name continues the same run."""
+"""A run's folder: what it was asked, its MLflow run, its checkpoints, and its result, so that the same name continues the same run."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pyarrow import fs
 
 from data.listing import open_filesystem
+from workflows.checkpoint import Checkpoints, read, write
 from workflows.config import ConfigError
-from workflows.job import ServiceError
+from workflows.errors import ServiceError
+from workflows.lease import Claims
 
-RECORD = "run.json"
+RECORD, TABLE = "run.json", "table.json"
 
 
 @dataclass
 class Run:
-    """What a named run is. identity: everything that decides its numbers; result: the JSON line once it is registered."""
+    """What a named run is. folder: where it lives; identity: everything that decides its numbers; key: what marks its MLflow run;
+    result: the JSON line once it is registered.
+    """
 
     name: str
-    storage_path: str
+    folder: str
     filesystem: fs.FileSystem
     identity: dict[str, Any]
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
     mlflow_run_id: str | None = None
     result: dict[str, Any] | None = None
-    path: str = field(default="")
 
     @staticmethod
     def open(storage_path: str, name: str | None, identity: Mapping[str, Any]) -> Run:
         """Returns the run of that name, new or as it stands. Raises ConfigError listing how it differs from what is asked."""
         filesystem, root = open_filesystem(storage_path)
         name = name or f"run-{uuid.uuid4().hex[:12]}"
-        run = Run(name, storage_path if "://" in storage_path else root, filesystem, dict(identity), path=f"{root}/{name}/{RECORD}")
-        if filesystem.get_file_info(run.path).type != fs.FileType.File:
-            return run
-        record = json.loads(filesystem.open_input_file(run.path).read())
+        run = Run(name, f"{root}/{name}", filesystem, dict(identity))
+        run.refresh()
+        return run
+
+    def refresh(self) -> None:
+        """Takes over what the folder says. Raises ConfigError as open does."""
+        if self.filesystem.get_file_info(f"{self.folder}/{RECORD}").type != fs.FileType.File:
+            return
+        record = json.loads(read(self.filesystem, f"{self.folder}/{RECORD}"))
         differences = [
-            f"{key}: the run has {record['identity'].get(key)!r}, asked is {run.identity.get(key)!r}"
-            for key in sorted({*record["identity"], *run.identity})
-            if record["identity"].get(key) != json.loads(json.dumps(run.identity.get(key)))
+            f"{key}: the run has {record['identity'].get(key)!r}, asked is {self.identity.get(key)!r}"
+            for key in sorted({*record["identity"], *self.identity})
+            if record["identity"].get(key) != json.loads(json.dumps(self.identity.get(key)))
         ]
         if differences:
             raise ConfigError(
-                f"run.name is {name!r}, which is another run; choose a new name, or ask for the same:\n  " + "\n  ".join(differences)
+                f"run.name is {self.name!r}, which is another run; choose a new name, or ask for the same:\n  " + "\n  ".join(differences)
             )
-        run.mlflow_run_id, run.result = record["mlflow_run_id"], record["result"]
-        return run
+        self.key, self.mlflow_run_id, self.result = record["key"], record["mlflow_run_id"], record["result"]
 
     def save(self) -> None:
-        """Writes the record, whole or not at all. Raises ServiceError where the storage cannot be written."""
-        record = {"identity": self.identity, "mlflow_run_id": self.mlflow_run_id, "result": self.result}
+        """Writes the record. Raises ServiceError where the storage cannot be written."""
+        record = {"identity": self.identity, "key": self.key, "mlflow_run_id": self.mlflow_run_id, "result": self.result}
+        self.write(RECORD, json.dumps(record, indent=1).encode())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file of the run, whole or not at all. Raises ServiceError where the storage cannot be written."""
+        path = f"{self.folder}/{name}"
         try:
-            self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
-            with self.filesystem.open_output_stream(f"{self.path}.new") as stream:
-                stream.write(json.dumps(record, indent=1).encode())
-            self.filesystem.move(f"{self.path}.new", self.path)
+            self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            write(self.filesystem, path, content)
         except OSError as error:
-            raise ServiceError(f"run.storage_path: {self.path} cannot be written: {error}") from error
+            raise ServiceError(f"run.storage_path: {path} cannot be written: {error}") from error
+
+    def table_record(self) -> dict[str, Any]:
+        """Returns what the bundle says of the table, as it was saved before training."""
+        return dict(json.loads(read(self.filesystem, f"{self.folder}/{TABLE}")))
+
+    @contextmanager
+    def held(self) -> Iterator[Checkpoints]:
+        """Gives the run's checkpoints to one job at a time, whose record is fresh. Raises TryAgain where another has them."""
+        claims = Claims(self.filesystem, f"{self.folder}/attempts")
+        with claims.held(f"run {self.name}") as attempt:
+            self.refresh()
+            yield Checkpoints(self.filesystem, f"{self.folder}/checkpoints", attempt, partial(claims.is_current, attempt))

@@ -19,8 +19,10 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 from data.table import open_table
 from workflows.cluster import claim_workers, connected
 from workflows.config import TrainConfig
-from workflows.job import logger, run
-from workflows.record import identity, record_end, record_start, refuse_lost_defaults
+from workflows.errors import logger
+from workflows.job import run
+from workflows.narration import Narrator
+from workflows.record import identity, metrics_log, record_end, record_start, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.training import check_columns, fit, prepare
@@ -34,20 +36,24 @@ def main(config: TrainConfig) -> dict[str, Any]:
     check_columns(config, table)
     validation_path = config.data.validation_path
     validation_table = open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
-    registry = Registry(config.registry.tracking_uri)
-    experiment_id = registry.open_experiment(config.registry.experiment)
     this = Run.open(config.run.storage_path, config.run.name, identity(config, table, validation_table))
     if this.result is not None:
         logger.info("run %s is finished; nothing to do", this.name)
         return this.result
-    logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))
-    with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
-        workers = claim_workers(config.cluster)
-        prepared = prepare(config, table, validation_table)
-        run_id = record_start(config, this, registry, experiment_id, prepared)
-        with registry.running(run_id):
-            progress, bundle = fit(config, prepared, this, registry, workers)
-            return record_end(config, this, registry, prepared, progress, bundle, started)
+    registry = Registry(config.registry.tracking_uri)
+    if this.mlflow_run_id is None:
+        registry.open_experiment(config.registry.experiment)  # it answers, or nothing is begun
+    with this.held() as checkpoints:
+        if checkpoints.finished() is None:
+            logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))
+            with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
+                workers = claim_workers(config.cluster)
+                prepared = prepare(config, table, validation_table)
+                record_start(config, this, registry, prepared)
+                with registry.running(str(this.mlflow_run_id)), metrics_log(this, registry) as log:
+                    fit(config, prepared, this, checkpoints, workers, Narrator(config, log).hear)
+        with registry.running(str(this.mlflow_run_id)), metrics_log(this, registry) as log:
+            return record_end(config, this, registry, checkpoints, validation_table or table, log, started)
 
 
 if __name__ == "__main__":

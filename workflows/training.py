@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 from numpy.typing import NDArray
-from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.actor import ActorHandle
+from ray.train.torch import TorchConfig, TorchTrainer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -26,21 +22,32 @@ from rich.table import Table as RichTable
 from data.columns import Rules, check_overrides, counted_columns, decide_columns, key_column
 from data.encoding import TableEncoding
 from data.listing import DataError
-from data.plan import Plan, readings_by_rank
+from data.plan import Plan, readings_by_rank, shard_bounds
 from data.scan import scan
-from data.shard import bytes_per_row, layout, reading_dataset
+from data.shard import Reader, bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
+from data.stream import Stream
 from data.table import RowGroup, Table
 from workflows.architecture import architecture
-from workflows.checkpoint import BUNDLE, Progress, read_progress
+from workflows.checkpoint import Checkpoints
 from workflows.cluster import Workers
 from workflows.config import ConfigError, TrainConfig
-from workflows.job import ComputationError, ServiceError, logger
-from workflows.registry import Registry
+from workflows.errors import ComputationError, logger
+from workflows.feed import EVALUATION_ROWS
+from workflows.job import known_cause
+from workflows.mailbox import Mailbox, Message
 from workflows.runs import Run
 from workflows.training_loop import WorkerTask, train_worker
 
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
+# Encoded rows that are permuted together where the configuration does not say how many: what can be read at once, and streamed.
+WINDOW_BYTES = 2**25
+# How long a job that is asked to stop waits for its workers to save; `ray job stop` kills after 3 seconds anyway.
+STOP_S = 60
+# Workers whose last words came so much before the others' are named.
+SILENCE_S = 5.0
+
+Hear = Callable[[Message], None]
 
 
 @dataclass(frozen=True)
@@ -131,29 +138,30 @@ def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, workers: Workers) -> tuple[Progress, Path]:
-    """Trains on the cluster, going on from the run's last checkpoint; returns the progress and a local copy of the bundle.
+def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoints, workers: Workers, hear: Hear) -> None:
+    """Trains on the cluster to the end, going on from the run's last checkpoint; hear gets what the workers say.
 
-    Raises DataError, ComputationError or ServiceError.
+    Raises DataError, ComputationError or ServiceError, and KeyboardInterrupt once the workers have saved where they stood.
     """
-    check_memory(config, prepared)
-    queue = Queue(actor_options={"num_cpus": 0})
+    window_rows = config.data.shuffle_window_rows or max(EVALUATION_ROWS, WINDOW_BYTES // bytes_per_row(prepared.encoding))
     plan = Plan(
-        prepared.num_rows[TRAIN],
-        config.data.num_logical_shards,
-        config.training.global_batch_size,
-        config.training.seed,
-        config.data.shuffle_window_rows,
+        prepared.num_rows[TRAIN], config.data.num_logical_shards, config.training.global_batch_size, config.training.seed, window_rows
     )
+    max_bytes = memory_of_worker(config)
+    streamed = must_stream(config, prepared, plan, max_bytes)
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     task = WorkerTask(
         architecture(prepared.encoding, config.model),
-        table_record(config, prepared),
+        {item.name: [column.name for column in item.columns] for item in prepared.encoding.fields},
         layout(prepared.encoding),
         plan,
         prepared.num_rows,
+        streams(config, prepared, plan.num_shards, max_bytes) if streamed else None,
         config.objective,
         config.training,
-        queue,
+        config.run,
+        checkpoints,
+        mailbox,
     )
     trainer = TorchTrainer(
         train_worker,
@@ -161,18 +169,18 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, registry: Registry, w
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.per_worker
         ),
-        datasets=datasets(prepared, plan.num_shards, workers.num_workers, config.data.max_batch_bytes),
+        torch_config=TorchConfig(timeout_s=config.cluster.collective_timeout_s),
+        datasets={} if streamed else datasets(prepared, plan.num_shards, workers.num_workers, config.data.max_batch_bytes),
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        # Checkpoints are ours, so nothing that Ray keeps of an earlier start is read.
         run_config=ray.train.RunConfig(
-            name=run.name,
-            storage_path=run.storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            name=f"attempt-{checkpoints.attempt:06d}",
+            storage_path=f"{run.folder}/ray",
+            storage_filesystem=run.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=3),
         ),
     )
-    log = partial(log_epoch, registry=registry, run_id=str(run.mlflow_run_id), num_epochs=config.training.epochs)
-    result = run_trainer(trainer, log, queue)
-    return collect(result, Path(run.path).name)
+    run_trainer(trainer, mailbox, hear)
 
 
 def datasets(prepared: Prepared, num_shards: int, num_workers: int, max_batch_bytes: int) -> dict[str, Any]:
@@ -185,20 +193,43 @@ def datasets(prepared: Prepared, num_shards: int, num_workers: int, max_batch_by
     return result
 
 
-def check_memory(config: TrainConfig, prepared: Prepared) -> None:
-    """Raises ConfigError where a worker's rows would not fit its memory."""
-    rows = -(-sum(prepared.num_rows.values()) // config.cluster.num_workers)
-    needed = rows * bytes_per_row(prepared.encoding)
-    cluster = ray.cluster_resources()["memory"]
-    allowed = config.run.shard_memory_bytes or int(cluster / 2 / config.cluster.num_workers)
-    if needed > allowed:
+def streams(config: TrainConfig, prepared: Prepared, num_shards: int, max_bytes: int) -> dict[int, Stream]:
+    """Returns side -> what reads its rows window by window."""
+    result = {}
+    for side, source in prepared.sources.items():
+        reader = Reader(source.table.filesystem, prepared.encoding, source.fractions, config.data.max_batch_bytes)
+        starts = np.concatenate([np.zeros(1, np.int64), source.counts[:, side].cumsum()])
+        bounds = shard_bounds(int(starts[-1]), num_shards)
+        result[side] = Stream(reader, layout(prepared.encoding), source.groups, starts, side, bounds, max_bytes // 4)
+    return result
+
+
+def memory_of_worker(config: TrainConfig) -> int:
+    """Returns the bytes of rows that a worker may hold: half of what it may use, unless the configuration says otherwise."""
+    return config.run.shard_memory_bytes or int(ray.cluster_resources()["memory"] / 2 / config.cluster.num_workers)
+
+
+def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: int) -> bool:
+    """Returns whether a worker's rows do not fit its memory. Raises ConfigError where not even what streaming holds at once does."""
+    row_bytes = bytes_per_row(prepared.encoding)
+    shards = -(-plan.num_shards // config.cluster.num_workers)
+    needed = sum(shards * -(-count // plan.num_shards) for count in prepared.num_rows.values()) * row_bytes
+    if needed <= max_bytes:
+        return False
+    # Of every shard a window and the next one, and those on their way.
+    num_windows = 2 * shards + 2
+    if plan.shuffle_window_rows * row_bytes * num_windows > max_bytes:
         raise ConfigError(
-            f"run.shard_memory_bytes is {allowed:,}, a worker's {rows:,} rows take {needed:,}; use more workers (cluster.num_workers)"
+            f"run.shard_memory_bytes is {max_bytes:,}, a worker's rows take {needed:,}, and streaming them would take "
+            f"{plan.shuffle_window_rows * row_bytes * num_windows:,}; set --data.shuffle_window_rows "
+            f"{max(1, max_bytes // (num_windows * row_bytes))}, raise --run.shard_memory_bytes, or use more workers (--cluster.num_workers)"
         )
+    logger.info("a worker's rows take %d bytes, more than the %d that it may hold: every epoch reads them again", needed, max_bytes)
+    return True
 
 
-def run_trainer(trainer: TorchTrainer, on_epoch: Callable[[Mapping[str, float]], None], queue: Queue) -> ray.train.Result:
-    """Returns the trainer's result, handing every epoch's metrics on as they come. Raises ComputationError where training failed.
+def run_trainer(trainer: TorchTrainer, mailbox: ActorHandle, hear: Hear) -> None:
+    """Waits for the training, handing on what the workers say as it comes. Raises as fit does.
 
     Training is waited for in a thread of its own: on the main thread Ray Train 2.60 takes Ctrl-C for itself and exits.
     """
@@ -211,44 +242,46 @@ def run_trainer(trainer: TorchTrainer, on_epoch: Callable[[Mapping[str, float]],
             outcome.set_exception(error)
 
     threading.Thread(target=fit, daemon=True).start()
-    while True:
-        ended = outcome.done()
-        try:
-            entry = queue.get(timeout=0.5)
-        except Empty:
-            if ended:
-                return outcome.result()
-            continue
-        if "failure" in entry:
-            raise ComputationError(entry["failure"])
-        on_epoch(entry)
-
-
-def log_epoch(entry: Mapping[str, float], registry: Registry, run_id: str, num_epochs: int) -> None:
-    """Says how far training is and logs it to MLflow; a store that is away costs nothing but a warning, the end makes up for it."""
-    validation = entry.get("validation/elbo_nats_per_row")
-    measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
-    logger.info(
-        "epoch %d/%d  step %d  train ELBO %.3f  %snats per row  %.0f rows/s",
-        entry["epoch"] + 1,
-        num_epochs,
-        entry["step"],
-        entry["train/elbo_nats_per_row"],
-        measured,
-        entry["train/rows_per_s"],
-    )
     try:
-        registry.log_epoch(run_id, entry, int(time.time() * 1000))
-    except ServiceError as error:
-        logger.warning("epoch %d did not reach MLflow, it will be logged at the end: %s", entry["epoch"] + 1, error)
+        while not outcome.done():
+            listen(mailbox, hear, 0.5)
+    except KeyboardInterrupt:
+        logger.info("stopping: the workers save where they stand")
+        ray.get(mailbox.stop.remote())
+        deadline = time.monotonic() + STOP_S
+        while not outcome.done() and time.monotonic() < deadline and not listen(mailbox, hear, 0.2):
+            continue
+        raise
+    listen(mailbox, hear, 0.1)
+    try:
+        outcome.result()
+    except ray.train.TrainingFailedError as error:
+        if known_cause(error) is not None:
+            raise
+        raise ComputationError(describe_failure(error, ray.get(mailbox.silence.remote()))) from error
 
 
-def collect(result: ray.train.Result, name: str) -> tuple[Progress, Path]:
-    """Returns the finished run's progress and a local copy of its bundle, in a folder that the caller removes."""
-    if result.checkpoint is None:
-        raise ComputationError("training ended without a checkpoint")
-    copy = Path(tempfile.mkdtemp(prefix="vae-bundle-"))
-    with result.checkpoint.as_directory() as folder:
-        progress = read_progress(Path(folder))
-        shutil.copytree(Path(folder) / BUNDLE, copy / BUNDLE)
-    return progress, copy / BUNDLE
+def listen(mailbox: ActorHandle, hear: Hear, timeout_s: float) -> bool:
+    """Hands on what the workers said; returns whether they stopped. Raises ComputationError where they say that training failed."""
+    stopped = False
+    for message in ray.get(mailbox.pull.remote(timeout_s)):
+        if message["kind"] == "failure":
+            raise ComputationError(message["message"])
+        stopped = stopped or message["kind"] == "stopped"
+        hear(message)
+    return stopped
+
+
+def describe_failure(error: ray.train.TrainingFailedError, silence: Mapping[int, tuple[float, int]]) -> str:
+    """Returns which workers failed and how, and which were not heard of for long."""
+    failures = getattr(error, "worker_failures", None) or {}
+    lines = [f"worker of rank {rank}: {str(failure).strip().splitlines()[-1][:500]}" for rank, failure in sorted(failures.items())]
+    last = min((seconds for seconds, _ in silence.values()), default=0.0)
+    lines += [
+        f"worker of rank {rank} was last heard of {seconds:.0f} s ago, after step {step}"
+        for rank, (seconds, step) in sorted(silence.items())
+        if seconds > last + SILENCE_S
+    ]
+    return "training failed and did not recover; the same command goes on from the last checkpoint:\n  " + "\n  ".join(
+        lines or [str(error)]
+    )

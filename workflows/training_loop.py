@@ -1,4 +1,4 @@
-"""What one training worker does: hold its rows, step, validate, checkpoint, report. The numbers do not depend on the workers.
+"""What one training worker does: hold its rows, step, validate, save, report. The numbers do not depend on the workers.
 
 Shapes: B rows of a step on this worker, L latent dimensions, S samples.
 """
@@ -6,119 +6,153 @@ Shapes: B rows of a step on this worker, L latent dimensions, S samples.
 from __future__ import annotations
 
 import math
-import tempfile
-import time
-from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 from ray.train.torch import get_device, prepare_model
-from ray.util.queue import Queue
-from torch import Tensor
+from torch import nn
 
 from data.encoding import Arrays
-from data.plan import Plan, Step, shard_bounds, shards_of_rank
-from data.shard import Layout, fill_resident
+from data.plan import Plan, shard_bounds, shards_of_rank
+from data.shard import Layout, ResidentRows, fill_resident
 from data.split import TRAIN, VALIDATION
-from vae.bundle import save_bundle
+from data.stream import Stream
 from vae.model import VAE
 from vae.rows import Rows
-from workflows.checkpoint import BUNDLE, Progress, TrainingState
-from workflows.config import ObjectiveConfig, TrainingConfig
-from workflows.job import ComputationError
+from workflows.checkpoint import Checkpoints, Progress, TrainingState
+from workflows.config import ObjectiveConfig, RunConfig, TrainingConfig
+from workflows.errors import ComputationError
+from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
+from workflows.mailbox import Line, Message
+from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
+from workflows.scoring import metrics, scores, shard_sums
+from workflows.steps import Ledger, Settled, describe_batch, take_step
 
-EVALUATION_ROWS = 1024
-# The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.
-EVALUATION_EPOCH = 2**31
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
+# How long a worker waits at its end for what it said to arrive.
+FAREWELL_S = 30
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """Everything that a worker is told. num_rows: side of the split -> rows of the whole table."""
+    """Everything that a worker is told. num_rows: side of the split -> rows of the whole table; columns: field -> its columns' names.
+
+    streams: side -> where its rows come from again and again, where they do not fit; None where workers hold them.
+    """
 
     architecture: dict[str, Any]
-    table: dict[str, Any]
+    columns: dict[str, list[str]]
     layout: Layout
     plan: Plan
     num_rows: dict[int, int]
+    streams: dict[int, Stream] | None
     objective: ObjectiveConfig
     training: TrainingConfig
-    progress: Queue
+    run: RunConfig
+    checkpoints: Checkpoints
+    mailbox: ActorHandle
 
 
 @dataclass(frozen=True)
-class Holding:
-    """One side's rows on this worker, in the order of the logical shards that it owns; start: shard -> its first row here."""
+class Worker:
+    """One worker's place: its task, its rank among the workers, its line to the driver, when it started."""
 
-    rows: Rows
-    start: dict[int, int]
-    size: dict[int, int]
+    task: WorkerTask
+    rank: int
+    world_size: int
+    line: Line
+    device: torch.device
+
+    @staticmethod
+    def here(task: WorkerTask) -> Worker:
+        context = ray.train.get_context()
+        return Worker(task, context.get_world_rank(), context.get_world_size(), Line(task.mailbox, context.get_world_rank()), get_device())
+
+    def tell(self, step: int, *messages: Message) -> None:
+        """Sends the first worker's messages to the driver; from the others it is a sign of life."""
+        self.line.send(step, list(messages) if self.rank == 0 else [])
+
+    def save(self, state: TrainingState) -> None:
+        """Writes a checkpoint; the first worker's state is everybody's."""
+        if self.rank == 0:
+            self.task.checkpoints.save(state.files(), state.progress)
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Trains until the last epoch or early stopping, then scores the best weights; every epoch leaves a checkpoint."""
-    task: WorkerTask = config["task"]
-    device = get_device()
+    """Trains until the last epoch or early stopping, then scores the best weights. Checkpoints are left on the way."""
+    worker = Worker.here(config["task"])
     torch.set_flush_denormal(True)
-    state = start_state(task, device)
-    if not state.progress.finished:
-        try:
-            train(state, task, device)
-        except ComputationError as error:  # the same on every worker, and on every retry: no failure of a worker
-            if ray.train.get_context().get_world_rank() == 0:
-                task.progress.put({"failure": str(error)})
+    if worker.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    state = start_state(worker)
+    try:
+        if not state.progress.finished:
+            train(state, worker)
+    except ComputationError as error:  # no failure of a worker: every retry would end here; the driver ends the run
+        worker.line.send(state.progress.step, [{"kind": "failure", "message": str(error)}])
+    worker.line.flush(FAREWELL_S)
 
 
-def train(state: TrainingState, task: WorkerTask, device: torch.device) -> None:
-    holdings = hold_rows(task, device)
-    model = prepare_model(state.model)
+def train(state: TrainingState, worker: Worker) -> None:
+    task, progress = worker.task, state.progress
+    sides = open_rows(worker)
+    model = prepare_model(state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
-    while not is_last(state.progress, task.training, num_steps):
-        training = train_epoch(model, state, task, holdings[TRAIN], num_steps)
-        validation = evaluate(state.model, task, holdings.get(VALIDATION), VALIDATION, EPOCH_SAMPLES)
-        finish_epoch(state, training, validation)
-        save_checkpoint(state, task)
+    worker.tell(progress.step, {"kind": "started", "step": progress.step, "epoch": progress.epoch})
+    while not is_last(progress, task.training, num_steps):
+        if train_epoch(model, state, worker, sides[TRAIN], num_steps) == "stop":
+            worker.save(state)
+            worker.tell(progress.step, {"kind": "stopped"})
+            return
+        validation = evaluate(scored_model(state, worker), worker, sides.get(VALIDATION), VALIDATION, EPOCH_SAMPLES)
+        entry = finish_epoch(state, validation)
+        worker.save(state)
+        worker.tell(progress.step, {"kind": "epoch", "step": entry["epoch"], "metrics": entry})
     state.model.load_state_dict(state.best)
     for name, side in (("train", TRAIN), ("validation", VALIDATION)):
-        state.progress.scores[name] = evaluate(state.model, task, holdings.get(side), side, FINAL_SAMPLES)
-    state.progress.finished = True
-    save_checkpoint(state, task)
+        progress.scores[name] = evaluate(state.model, worker, sides.get(side), side, FINAL_SAMPLES)
+    progress.finished = True
+    worker.save(state)
 
 
-def start_state(task: WorkerTask, device: torch.device) -> TrainingState:
-    """Returns the state of the last checkpoint, or a new one that is the same on every worker."""
-    torch.manual_seed(task.training.seed)
-    model = VAE(**task.architecture).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.training.learning_rate, fused=True)
-    state = TrainingState(model, optimizer, {}, Progress())
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state.load(Path(folder))
+def start_state(worker: Worker) -> TrainingState:
+    """Returns the state of the last checkpoint, which the first worker chooses, or a new one that is the same on every worker."""
+    training = worker.task.training
+    torch.manual_seed(training.seed)
+    model = VAE(**worker.task.architecture).to(worker.device, torch.float64 if training.precision == "float64" else torch.float32)
+    state = TrainingState(model, Optimizer(model, training), {}, Progress())
+    found = [worker.task.checkpoints.newest() if worker.rank == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        state.load(found[0])
     return state
 
 
-def hold_rows(task: WorkerTask, device: torch.device) -> dict[int, Holding]:
-    """Returns this worker's rows of each side, decoded once; on the GPU where they fit beside the model."""
-    context = ray.train.get_context()
-    shards = shards_of_rank(task.plan.num_shards, context.get_world_rank(), context.get_world_size())
-    holdings = {}
+def open_rows(worker: Worker) -> dict[int, SideRows]:
+    """Returns this worker's rows of each side: decoded once, on the GPU where they fit beside the model; or streamed."""
+    task = worker.task
+    shards = shards_of_rank(task.plan.num_shards, worker.rank, worker.world_size)
+    found: dict[int, SideRows] = {}
     for side, count in task.num_rows.items():
         sizes = np.diff(shard_bounds(count, task.plan.num_shards))[shards].tolist()
-        arrays = read_rows(f"{side}-{context.get_world_rank()}", task, side, sum(sizes))
+        if task.streams is not None:
+            no_rows = Rows.from_arrays(ResidentRows(task.layout, 0).arrays)
+            size = dict(zip(shards, sizes, strict=True))
+            found[side] = StreamedRows(size, no_rows, task.plan.shuffle_window_rows, task.streams[side].windows)
+            continue
+        arrays = read_rows(f"{side}-{worker.rank}", task, side, sum(sizes))
         num_bytes = sum(array.nbytes for array in arrays.values())
-        resident = device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(device)[0]
+        resident = worker.device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(worker.device)[0]
         starts = np.cumsum([0, *sizes])[:-1].tolist()
-        rows = Rows.from_arrays(arrays, device if resident else "cpu")
-        holdings[side] = Holding(rows, dict(zip(shards, starts, strict=True)), dict(zip(shards, sizes, strict=True)))
-    return holdings
+        rows = Rows.from_arrays(arrays, worker.device if resident else "cpu")
+        found[side] = HeldRows(rows, dict(zip(shards, starts, strict=True)), dict(zip(shards, sizes, strict=True)))
+    return found
 
 
 def read_rows(dataset: str, task: WorkerTask, side: int, num_rows: int) -> Arrays:
@@ -133,120 +167,87 @@ def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
 
 
 def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> bool:
-    """Whether training ends here: out of epochs or steps, or without a better validation ELBO for too long."""
+    """Whether training ends here: out of epochs, steps or time, or without a better validation ELBO for too long."""
     patience = training.early_stopping_patience
     stale = progress.best_elbo is not None and patience > 0 and progress.epoch - 1 - progress.best_epoch >= patience
-    return progress.epoch >= training.epochs or progress.step >= num_steps or stale
+    late = training.max_time_s is not None and progress.elapsed_s >= training.max_time_s
+    return progress.epoch >= training.epochs or progress.step >= num_steps or stale or (late and progress.position == 0)
 
 
-def train_epoch(model: torch.nn.Module, state: TrainingState, task: WorkerTask, holding: Holding, num_steps: int) -> dict[str, float]:
-    """Takes one epoch's steps; returns its row-weighted means over all workers."""
-    started = time.monotonic()
-    progress, device = state.progress, state.model.device
-    order = {shard: torch.from_numpy(task.plan.order(progress.epoch, shard)) + start for shard, start in holding.start.items()}
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+def train_epoch(model: nn.Module, state: TrainingState, worker: Worker, side_rows: SideRows, num_steps: int) -> str:
+    """Takes the epoch's steps that are left; returns why it ended: "end" of the epoch, steps or time, or "stop"."""
+    task, progress = worker.task, state.progress
+    ledger = Ledger(task.training, task.run, num_steps, worker.rank == 0)
     model.train()
-    for step in islice(task.plan.steps(), num_steps - progress.step):
-        rows = step_rows(holding, order, step, device)
-        noise = step_noise(task.plan, holding, progress.epoch, step, state.model)
-        beta = task.objective.beta_at(progress.step)
-        set_learning_rate(state.optimizer, task.training.learning_rate_at(progress.step, num_steps))
-        state.optimizer.zero_grad(set_to_none=True)
-        with autocast(device, task.training.precision):
-            bound = model(rows, noise)
-        # DDP averages gradients over workers: the mean over the global batch needs each worker's sum times their number.
-        loss = -(bound.expected_log_likelihood - beta * bound.kl).sum() * (world_size() / step.num_rows)
-        loss.backward()
-        state.optimizer.step()
-        sums += torch.stack([bound.elbo.new_tensor(rows.num_rows), *(part.detach().sum() for part in bound)]).double()
-        progress.step += 1
-    num_rows, *means = row_means(all_reduced(sums))
-    if not all(map(math.isfinite, means)):
-        raise ComputationError(f"epoch {progress.epoch}: the training ELBO is {means[0]}; try a lower training.learning_rate")
-    return metrics(means) | {"num_rows": num_rows, "rows_per_s": num_rows / (time.monotonic() - started)}
+    for stretch, rows, noise in training_stretches(task.plan, side_rows, progress.epoch, progress.position, state.model):
+        for number, step in enumerate(stretch.steps):
+            begin, end = stretch.offsets[number : number + 2].tolist()
+            settings = task.objective.beta_at(progress.step), task.training.learning_rate_at(progress.step, num_steps)
+            weight = worker.world_size / step.num_rows  # DDP averages gradients over workers
+            taken = take_step(
+                model, state.optimizer, rows.slice(begin, end), noise[begin:end], weight, *settings, ledger.precision, progress.step
+            )
+            ledger.note(taken)
+            progress.step += 1
+            progress.position = step.index + 1
+            last = progress.step >= num_steps
+            if last or ledger.is_due or number + 1 == len(stretch.steps):
+                settled = ledger.settle(progress, state.optimizer, worker.line.stop)
+                refuse_nonfinite(settled, stretch.offsets, number, rows, state, worker)
+                worker.tell(progress.step, *settled.messages)
+                if settled.stop:
+                    return "stop"
+                if last or settled.late:
+                    return "end"
+                if settled.checkpoint:
+                    worker.save(state)
+    return "end"
 
 
-def step_rows(holding: Holding, order: dict[int, Tensor], step: Step, device: torch.device) -> Rows:
-    """Returns this worker's rows of a step, gathered from its shards in their order."""
-    index = torch.cat([order[shard][step.begin[shard] : step.end[shard]] for shard in order])
-    rows = holding.rows.take(index.to(holding.rows.log_jacobian.device))
-    return rows if holding.rows.log_jacobian.device == device else Rows(*map_tensors(rows, device))
-
-
-def map_tensors(rows: Rows, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    values = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.values.items()}
-    valid = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.valid.items()}
-    return values, valid, rows.log_jacobian.to(device, non_blocking=True)
-
-
-def step_noise(plan: Plan, holding: Holding, epoch: int, step: Step, model: VAE) -> Tensor:
-    """Returns the step's noise [B, L]: each shard's from its own generator, so that it follows the rows to any worker."""
-    counts = {shard: int(step.end[shard] - step.begin[shard]) for shard in holding.start}
-    return torch.cat(
-        [noise(plan.noise_seed(epoch, step.index, shard), (count, model.latent_dim), model) for shard, count in counts.items()]
+def refuse_nonfinite(settled: Settled, offsets: np.ndarray, number: int, rows: Rows, state: TrainingState, worker: Worker) -> None:
+    """Raises ComputationError, on every worker, where too many steps in a row were not finite."""
+    if not settled.halted:
+        return
+    first = int(settled.first_nonfinite)
+    there = max(0, number - (state.progress.step - 1 - first))  # in this stretch
+    begin, end = offsets[there : there + 2].tolist()
+    found = describe_batch(rows.slice(begin, end), worker.task.columns)
+    raise ComputationError(
+        f"epoch {state.progress.epoch + 1}, step {first + 1} and those after it: the loss or its gradient is not finite, "
+        f"{MAX_NONFINITE_STEPS} steps in a row, so training ends; what was saved is from before. Try a lower training.learning_rate. "
+        f"Columns of the batch, standardised, the largest first:\n  {found}"
     )
 
 
-def noise(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:
-    generator = torch.Generator(model.device).manual_seed(seed)
-    return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
+def scored_model(state: TrainingState, worker: Worker) -> VAE:
+    """Returns the model with the weights that are scored: the averaged ones where there are some."""
+    if not state.optimizer.average:
+        return state.model
+    model = VAE(**worker.task.architecture).to(state.model.device, state.model.dtype)
+    model.load_state_dict(state.averaged())
+    return model
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
-
-
-@torch.no_grad()
-def evaluate(model: VAE, task: WorkerTask, holding: Holding | None, side: int, num_samples: int) -> dict[str, Any]:
-    """Returns the row-weighted means of the plain ELBO and its parts over all rows of a side, each counted once.
+def evaluate(model: VAE, worker: Worker, rows: SideRows | None, side: int, num_samples: int) -> dict[str, Any]:
+    """Returns the row-weighted means of the plain ELBO and its parts over all rows of a side, each counted once, and active units.
 
     Shards are summed apart, in chunks of their own, so the result is the same to the last bit on any number of workers.
     """
-    if holding is None:
+    if rows is None:
         return {"num_rows": 0}
-    device = model.device
-    sums = torch.zeros(task.plan.num_shards, 4, dtype=torch.float64, device=device)
-    for shard, start in holding.start.items():
-        for begin in range(0, holding.size[shard], EVALUATION_ROWS):
-            end = min(begin + EVALUATION_ROWS, holding.size[shard])
-            rows = Rows(*map_tensors(holding.rows.slice(start + begin, start + end), device))
-            seed = task.plan.noise_seed(EVALUATION_EPOCH + side, begin, shard)
-            bound = model.evaluate_elbo(rows, noise(seed, (num_samples, end - begin, model.latent_dim), model))
-            sums[shard] += torch.stack([bound.elbo.new_tensor(end - begin).double(), *(part.double().sum() for part in bound)])
-    num_rows, *means = row_means(all_reduced(sums).sum(0))
-    return metrics(means) | {"num_rows": int(num_rows)}
-
-
-def metrics(means: list[float]) -> dict[str, Any]:
-    names = ("elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row")
-    return dict(zip(names, means, strict=True))
-
-
-def row_means(sums: Tensor) -> list[float]:
-    num_rows, *totals = sums.tolist()
-    return [num_rows, *(total / num_rows for total in totals)]
-
-
-def all_reduced(sums: Tensor) -> Tensor:
+    sums = shard_sums(model, worker.task.plan, rows, side, num_samples, lambda: worker.tell(-1))
     if dist.is_initialized():
         dist.all_reduce(sums)
-    return sums
+    return scores(sums, model.latent_dim)
 
 
-def world_size() -> int:
-    return int(ray.train.get_context().get_world_size())
-
-
-def finish_epoch(state: TrainingState, training: dict[str, float], validation: dict[str, Any]) -> None:
-    """Notes the epoch's metrics, and keeps its weights where they are the best (without validation rows: the last)."""
+def finish_epoch(state: TrainingState, validation: dict[str, Any]) -> dict[str, float]:
+    """Notes the epoch's metrics, which it returns, and keeps its weights where they are the best (without validation rows: the last)."""
     progress = state.progress
-    entry = {f"train/{name}": value for name, value in training.items() if name != "num_rows"}
+    num_rows, *sums = progress.sums
+    training = metrics([total / num_rows for total in sums]) if num_rows else {}
+    training |= {"rows_per_s": num_rows / max(progress.epoch_s, 1e-9), "skipped_steps": progress.num_skipped_steps}
+    entry = {f"train/{name}": value for name, value in training.items()}
     if validation["num_rows"]:
         entry |= {f"validation/{name}": value for name, value in validation.items() if name != "num_rows"}
         elbo = validation["elbo_nats_per_row"]
@@ -254,22 +255,9 @@ def finish_epoch(state: TrainingState, training: dict[str, float], validation: d
     else:
         elbo, better = None, True
     if better:
-        progress.best_epoch, progress.best_elbo = progress.epoch, elbo
+        progress.best_epoch, progress.best_step, progress.best_elbo = progress.epoch, progress.step, elbo
         state.keep_as_best()
-    progress.history.append({"epoch": progress.epoch, "step": progress.step, **entry})
-    progress.epoch += 1
-
-
-def save_checkpoint(state: TrainingState, task: WorkerTask) -> None:
-    """Reports to Ray Train on every worker; the first saves the state, and once finished the bundle."""
-    latest = state.progress.history[-1]
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(latest)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder))
-        if state.progress.finished:
-            save_bundle(Path(folder) / BUNDLE, state.model, task.table)
-        ray.train.report(latest, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    if not state.progress.finished:
-        task.progress.put(latest)
+    entry = {"epoch": progress.epoch, "step": progress.step, **entry}
+    progress.history.append(entry)
+    progress.epoch, progress.position, progress.sums, progress.epoch_s = progress.epoch + 1, 0, [0.0] * 4, 0.0
+    return entry

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.running import Outcome, Trained, run_job, start_job
+from tests.running import Outcome, Trained, run_job
 
 SMALL = ("--model.hidden_dims", "[32]", "--model.latent_dim", "4", "--training.learning_rate", "3e-3")
 
@@ -55,12 +53,13 @@ def test_losses_do_not_depend_on_the_number_of_workers(prime_table: Path, ray_ad
 def test_a_worker_without_rows_takes_part_with_weight_zero(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     table = tmp_path / "three.parquet"
     pq.write_table(pq.read_table(trained.table / "part-0.parquet").slice(0, 3).drop_columns("id"), table)
-    options = ("--data.path", table, "--data.validation_fraction", 0, "--training.epochs", 3)
+    options = ("--data.path", table, "--data.validation_fraction", 0, "--training.epochs", 20)
     result = train(tmp_path, ray_address, *options, "--cluster.num_workers", 4).json
     assert result["train"]["num_rows"] == 3
     assert result["validation"] == {"num_rows": 0} | dict.fromkeys(list(result["validation"])[1:])
     elbo = history(tmp_path, result["run_id"], "train/elbo_nats_per_row")
-    assert elbo[0] < elbo[1] < elbo[2] < result["train"]["elbo_nats_per_row"] < 0
+    assert elbo[0] < elbo[-1] < 0
+    assert elbo[0] < result["train"]["elbo_nats_per_row"] < 0
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
@@ -72,7 +71,9 @@ def test_training_stops_early_and_keeps_the_best_epoch(prime_table: Path, ray_ad
 def test_a_bound_that_is_no_number_ends_the_run_at_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     ended = train(tmp_path, ray_address, "--data.path", prime_table, "--data.key", "id", "--training.learning_rate", "1e30")
     assert ended.code == 1
-    assert "the training ELBO is" in ended.stderr
+    assert "the loss or its gradient is not finite, 3 steps in a row" in ended.stderr
+    assert "epoch 1, step 2" in ended.stderr
+    assert "'ink': " in ended.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
     assert run.info.status == "FAILED"
@@ -123,43 +124,3 @@ def test_what_the_cluster_cannot_give_fails_at_once_saying_what_is_there(prime_t
     assert ended.code == 69
     assert "2 GPU" in ended.stderr
     assert "6 CPU" in ended.stderr
-
-
-def stop_when(folder: Path, text: str, number: int, *options: object) -> int:
-    """Starts a training, sends it a signal once its log has the text, and returns its exit code."""
-    log = folder / "log.txt"
-    with log.open("w") as stream:
-        process = start_job(folder, "train.py", *options, stream=stream)
-        deadline = time.monotonic() + 200
-        while text not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        process.send_signal(number)
-        return process.wait(timeout=60)
-
-
-def test_a_killed_run_goes_on_under_its_name_as_if_nothing_had_happened(trained: Trained, tmp_path: Path) -> None:
-    assert stop_when(tmp_path, "epoch 3/8", signal.SIGKILL, *trained.options) == -signal.SIGKILL
-    outcome = run_job(tmp_path, "train.py", *trained.options)
-    resumed = outcome.json
-    assert f"going on with MLflow run {resumed['run_id']}" in outcome.stderr
-    assert "epoch 1/8" not in outcome.stderr
-    assert resumed["num_epochs"] == 8
-    for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row"):
-        whole = history(trained.folder, trained.json["run_id"], name)
-        assert history(tmp_path, resumed["run_id"], name) == pytest.approx(whole, rel=1e-6)
-    assert resumed["validation"] == pytest.approx(trained.json["validation"], rel=1e-6)
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert [version.run_id for version in client.search_model_versions("name = 'digits'")] == [resumed["run_id"]]
-    assert len(client.search_runs([client.get_experiment_by_name("vae").experiment_id])) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_run_that_is_asked_to_stop_says_try_again(number: int, trained: Trained, tmp_path: Path) -> None:
-    assert stop_when(tmp_path, "epoch 1/8", number, *trained.options) == 75
-    assert "goes on from what was saved" in (tmp_path / "log.txt").read_text()
-    assert list((tmp_path / "runs" / "first").glob("checkpoint_*/state.json"))
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
-    assert run.info.status == "KILLED"

@@ -1,0 +1,113 @@
+"""Checkpoints: complete or not there, the newest whole one found again, and written by one start of a run only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs
+
+from tests.workflows.test_steps import small_model
+from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
+from workflows.config import TrainingConfig
+from workflows.errors import ComputationError
+from workflows.optimization import Optimizer
+
+
+def state_at(step: int, best_step: int = 0) -> TrainingState:
+    model = small_model()
+    return TrainingState(model, Optimizer(model, TrainingConfig()), {}, Progress(step=step, best_step=best_step))
+
+
+def save(checkpoints: Checkpoints, step: int, best_step: int = 0) -> None:
+    state = state_at(step, best_step)
+    checkpoints.save(state.files(), state.progress)
+
+
+def store(folder: Path, attempt: int = 1, is_current: bool = True) -> Checkpoints:
+    return Checkpoints(fs.LocalFileSystem(), str(folder), attempt, lambda: is_current)
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[0]) for path in folder.iterdir())
+
+
+def found_step(checkpoints: Checkpoints) -> int:
+    files = checkpoints.newest()
+    assert files is not None
+    return progress_of(files).step
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
+    for step in range(10, 60, 10):
+        save(store(tmp_path), step, best_step=20 if step > 10 else 10)
+    assert steps(tmp_path) == [20, 40, 50]
+    assert found_step(store(tmp_path)) == 50
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert store(tmp_path / "nothing").newest() is None
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, STATE, MANIFEST])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "gone"])
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_taken(
+    name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store(tmp_path), 10)
+    save(store(tmp_path), 20)
+    path = next(tmp_path.glob("*20-*")) / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "changed": content[:-9] + b"x" + content[-8:]}[damage])
+    with caplog.at_level(logging.WARNING, "vae"):
+        assert found_step(store(tmp_path)) == 10
+    if (name, damage) != (MANIFEST, "gone"):  # without a manifest it is no checkpoint, as after a kill
+        assert "is damaged" in caplog.text
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts_over(tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    (next(tmp_path.iterdir()) / WEIGHTS).write_bytes(b"")
+    with pytest.raises(ComputationError, match="every checkpoint of the run is damaged"):
+        store(tmp_path).newest()
+
+
+def test_a_checkpoint_whose_writer_was_killed_is_none_and_goes_with_the_next(tmp_path: Path) -> None:
+    unfinished = tmp_path / "000000000010-000001"
+    unfinished.mkdir()
+    (unfinished / WEIGHTS).write_bytes(b"half")
+    assert store(tmp_path).newest() is None
+    save(store(tmp_path, attempt=2), 12)
+    save(store(tmp_path, attempt=2), 14)
+    assert steps(tmp_path) == [12, 14]
+
+
+def test_a_start_that_was_replaced_publishes_and_removes_nothing(tmp_path: Path) -> None:
+    save(store(tmp_path, attempt=2), 10)
+    with pytest.raises(ComputationError, match="another start of this run took over"):
+        save(store(tmp_path, attempt=1, is_current=False), 20)
+    assert found_step(store(tmp_path)) == 10
+
+
+def test_weights_that_are_not_finite_are_never_saved() -> None:
+    state = state_at(5)
+    with torch.no_grad():
+        next(state.model.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(ComputationError, match="step 5: weights are not finite"):
+        state.files()
+
+
+def test_only_a_finished_checkpoint_is_finished(tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    assert store(tmp_path).finished() is None
+    state = state_at(10)
+    state.progress.finished = True
+    store(tmp_path).save(state.files(), state.progress)
+    files = store(tmp_path).finished()
+    assert files is not None
+    assert progress_of(files).finished

@@ -1,0 +1,205 @@
+"""Runs that are killed, stopped, starved or damaged, and go on as if nothing had happened. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.running import Outcome, Trained, run_job, start_job
+
+EPOCHS, BATCH, ROWS = 12, 2, 257
+
+
+@pytest.fixture(scope="module")
+def table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """257 digits in uneven row groups, so that nothing divides them."""
+    path = tmp_path_factory.mktemp("prime") / "table.parquet"
+    pq.write_table(pq.read_table(trained.table / "part-0.parquet").slice(0, ROWS), path, row_group_size=60)
+    return path
+
+
+def options(table: Path, address: str, num_workers: int = 2, *more: object) -> tuple[object, ...]:
+    """A run in float64 of over a thousand steps, each of which leaves its ELBO, with a checkpoint at every breath."""
+    return (
+        *("--data.path", table, "--data.key", "id", "--cluster.address", address, "--cluster.num_workers", num_workers),
+        *("--model.hidden_dims", "[16]", "--model.latent_dim", 2, "--training.precision", "float64", "--training.epochs", EPOCHS),
+        *(
+            "--training.global_batch_size",
+            BATCH,
+            "--data.shuffle_window_rows",
+            16,
+            "--run.log_interval_steps",
+            1,
+            "--run.checkpoint_interval_s",
+            0.01,
+            "--run.name",
+            "one",
+        ),
+        *more,
+    )
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Returns step -> its ELBO, as the run's folder has it."""
+    lines = [json.loads(line) for line in (folder / "runs" / "one" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "steps"]
+    assert len(steps) == len({line["step"] for line in steps})
+    return {line["step"]: line["metrics"]["train_steps/elbo_nats_per_row"] for line in steps}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(table: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], Outcome]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    outcome = run_job(folder, "train.py", *options(table, ray_address, 1))
+    assert outcome.json["num_steps"] == len(curve(folder)) > 1000
+    return curve(folder), outcome
+
+
+def same_curve(folder: Path, outcome: Outcome, undisturbed: tuple[dict[int, float], Outcome]) -> None:
+    expected, whole = undisturbed
+    assert curve(folder) == pytest.approx(expected, rel=1e-9)
+    for side in ("train", "validation"):
+        rates = ("rows_per_s",)
+        found = {name: value for name, value in outcome.json[side].items() if name not in rates}
+        assert found == pytest.approx({name: value for name, value in whole.json[side].items() if name not in rates}, rel=1e-9)
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(outcome.json["run_id"], "FINISHED")]
+    assert [version.run_id for version in client.search_model_versions("name = 'vae'")] == [outcome.json["run_id"]]
+    epochs = client.get_metric_history(outcome.json["run_id"], "validation/elbo_nats_per_row")
+    assert sorted(point.step for point in epochs) == list(range(EPOCHS))
+    logged = client.get_metric_history(outcome.json["run_id"], "train_steps/elbo_nats_per_row")
+    assert {point.step: point.value for point in logged} == curve(folder)
+    assert len(logged) == len(expected)
+
+
+@contextmanager
+def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A training in the background, ended with the block."""
+    with (folder / "log.txt").open("a") as stream:
+        process = start_job(folder, "train.py", *arguments, stream=stream)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    path, deadline = folder / "runs" / "one" / "metrics.jsonl", time.monotonic() + 200
+    while not path.exists() or path.read_text().count('"steps"') < number:
+        assert process.poll() is None, (folder / "log.txt").read_text()
+        assert time.monotonic() < deadline, (folder / "log.txt").read_text()
+        time.sleep(0.02)
+
+
+def workers() -> list[psutil.Process]:
+    """Returns the training workers on this machine, by rank of their start."""
+    found = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"][:1] == ["ray::RayTrainWorker"]]
+    return sorted(found, key=lambda process: process.create_time())
+
+
+Undisturbed = tuple[dict[int, float], Outcome]
+
+
+def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
+    table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with running(tmp_path, *options(table, ray_address, 2)) as process:
+        wait_for_steps(tmp_path, 350, process)
+        second = run_job(tmp_path, "train.py", *options(table, ray_address, 2))
+        assert (second.code, "run one is held by another job" in second.stderr) == (75, True)
+        os.kill(process.pid, signal.SIGKILL)
+    run = tmp_path / "runs" / "one"
+    newest = max(path.parent for path in (run / "checkpoints").glob("*/manifest.json"))
+    (newest / "weights.safetensors").write_bytes((newest / "weights.safetensors").read_bytes()[:100])
+    for snapshot in (run / "ray").rglob("*.json"):
+        snapshot.write_bytes(snapshot.read_bytes()[:10])
+    outcome = run_job(tmp_path, "train.py", *options(table, ray_address, 3))
+    same_curve(tmp_path, outcome, undisturbed)
+    assert f"{newest} is damaged (weights.safetensors is not what was written); going back" in outcome.stderr
+
+
+def test_a_killed_worker_costs_nothing_but_time(table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with running(tmp_path, *options(table, ray_address, 2)) as process:
+        wait_for_steps(tmp_path, 300, process)
+        workers()[-1].kill()
+        assert process.wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()
+    assert "workers were lost; new ones go on after step" in (tmp_path / "log.txt").read_text()
+    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(
+    number: int, table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    rare = ("--run.checkpoint_interval_s", 1000)
+    with running(tmp_path, *options(table, ray_address, 2, *rare)) as process:
+        wait_for_steps(tmp_path, 150, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75
+    assert "goes on from what was saved" in (tmp_path / "log.txt").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert run.info.status == "KILLED"
+    steps_before = len(curve(tmp_path))
+    saved = max(int(path.name.split("-")[0]) for path in (tmp_path / "runs" / "one" / "checkpoints").iterdir())
+    assert saved >= steps_before  # with a checkpoint every 1000 seconds, only the stop can have saved the last step that was told
+    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2, *rare)), undisturbed)
+
+
+def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
+    table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    little = options(table, ray_address, 2, "--run.shard_memory_bytes", 15_000)
+    with running(tmp_path, *little) as process:
+        wait_for_steps(tmp_path, 250, process)
+        process.kill()
+    outcome = run_job(tmp_path, "train.py", *little)
+    assert "more than the 15000 that it may hold: every epoch reads them again" in outcome.stderr
+    same_curve(tmp_path, outcome, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_at_any_moment_leave_the_same_run(seed: int, table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    for kill in range(3):
+        with running(tmp_path, *options(table, ray_address, 1 + (seed + kill) % 3)) as process:
+            wait_for_steps(tmp_path, 1, process)
+            time.sleep(0.37 * (1 + 5 * seed + 7 * kill) % 4)
+            process.kill()
+    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_every_step_is_the_same_on_any_number_of_workers(
+    num_workers: int, table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, num_workers)), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_ends_the_run_by_its_rank(table: Path, ray_address: str, tmp_path: Path) -> None:
+    limits = ("--cluster.collective_timeout_s", 10, "--cluster.max_failures", 0)
+    with running(tmp_path, *options(table, ray_address, 2, *limits)) as process:
+        wait_for_steps(tmp_path, 100, process)
+        silent = workers()[-1]
+        silent.suspend()
+        try:
+            assert process.wait(timeout=40 + 20) == 1
+        finally:
+            silent.kill()
+    log = (tmp_path / "log.txt").read_text()
+    assert "was last heard of" in log

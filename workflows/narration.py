@@ -1,0 +1,120 @@
+"""What a person sees of a training while it runs: a line that moves on, one per epoch, and a word when something looks wrong."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workflows.config import TrainConfig
+from workflows.errors import logger
+from workflows.mailbox import Message
+from workflows.metrics_log import MetricsLog
+
+# Where standard error is no terminal, lines within an epoch come this often.
+LINE_S = 30.0
+# A KL below this, or no active unit, after so many epochs: the latents say nothing of the rows.
+COLLAPSED_KL, COLLAPSE_EPOCHS = 0.01, 3
+# Epochs without a better validation ELBO after which that is said.
+STANDSTILL_EPOCHS = 5
+
+
+class Narrator:
+    """Tells what the workers say: to the log of metrics, and to standard error."""
+
+    def __init__(self, config: TrainConfig, log: MetricsLog) -> None:
+        self.config, self.log = config, log
+        self.said_at = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+        self.best: tuple[int, float] | None = None
+        self.told: set[str] = set()
+        self.num_starts = 0
+
+    def hear(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "status":
+            self.show_status(message)
+        elif kind == "started":
+            self.num_starts += 1
+            if self.num_starts > 1:
+                logger.warning("workers were lost; new ones go on after step %d (epoch %d)", message["step"], message["epoch"] + 1)
+        elif kind in ("steps", "epoch"):
+            metrics = {name: value for name, value in message["metrics"].items() if name != "epoch"}
+            self.log.append(kind, int(message["step"]), metrics)
+            if kind == "epoch":
+                self.show_epoch(message["metrics"])
+
+    def show_status(self, status: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if "elbo" not in status or (not self.is_terminal and now - self.said_at < LINE_S):
+            return
+        self.said_at = now
+        line = (
+            f"epoch {status['epoch'] + 1}/{self.config.training.epochs}  step {status['step']}/{status['num_steps']}  "
+            f"train ELBO so far {status['elbo']:.3f} (KL {status['kl']:.3f}) nats per row  {status['rows_per_s']:.0f} rows/s  "
+            f"{duration(status['eta_s'])} to go"
+        )
+        if self.is_terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            logger.info("%s", line)
+
+    def show_epoch(self, entry: Mapping[str, float]) -> None:
+        if self.is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self.said_at = time.monotonic()
+        validation = entry.get("validation/elbo_nats_per_row")
+        measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
+        logger.info(
+            "epoch %d/%d  step %d  train ELBO %.3f  %snats per row  %.0f rows/s",
+            entry["epoch"] + 1,
+            self.config.training.epochs,
+            entry["step"],
+            entry.get("train/elbo_nats_per_row", float("nan")),
+            measured,
+            entry["train/rows_per_s"],
+        )
+        if entry["train/skipped_steps"]:
+            self.tell_once(
+                f"skipped {entry['train/skipped_steps']}",
+                "%d steps were skipped: their gradients were not finite",
+                entry["train/skipped_steps"],
+            )
+        if validation is not None:
+            self.look_for_trouble(
+                int(entry["epoch"]), validation, entry["validation/kl_nats_per_row"], int(entry["validation/active_units"])
+            )
+
+    def look_for_trouble(self, epoch: int, elbo: float, kl: float, active_units: int) -> None:
+        """Says once when the model collapsed, and when the validation ELBO stands still."""
+        if epoch + 1 >= COLLAPSE_EPOCHS and (kl < COLLAPSED_KL or active_units == 0):
+            self.tell_once(
+                "collapsed",
+                "the model has collapsed: KL %.4f nats per row, %d of %d latent dimensions active, so embeddings say nothing; "
+                "set --objective.kl_warmup_steps to some epochs of steps, or a smaller --model.latent_dim",
+                kl,
+                active_units,
+                self.config.model.latent_dim,
+            )
+        if self.best is None or elbo > self.best[1]:
+            self.best = epoch, elbo
+        elif epoch - self.best[0] == STANDSTILL_EPOCHS:
+            logger.info(
+                "validation ELBO stands still: the best, %.3f, was in epoch %d; training ends after %d epochs without a better one",
+                self.best[1],
+                self.best[0] + 1,
+                self.config.training.early_stopping_patience,
+            )
+
+    def tell_once(self, what: str, text: str, *values: object) -> None:
+        if what not in self.told:
+            self.told.add(what)
+            logger.warning(text, *values)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as people say them, such as 1 h 05 min or 40 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,48 @@
+"""The score of all rows of a side of the split, each counted once. No Ray. Shapes: V logical shards, B rows, L latent dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.plan import Plan
+from vae.model import VAE
+from workflows.feed import SideRows, evaluation_chunks
+
+# A latent dimension is active where its posterior mean varies over rows by more than this (Burda, Grosse, Salakhutdinov 2016, 5.2).
+ACTIVE_VARIANCE = 0.01
+
+
+@torch.no_grad()
+def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: int, beat: Callable[[], None]) -> Tensor:
+    """Returns, for every logical shard, sums over the rows of it that are held, [V, 4 + 2 L] in float64; 0 for other workers' shards.
+
+    Their number, their ELBO, its two parts, the posterior means and their squares. beat is called between chunks.
+    """
+    sums = torch.zeros(plan.num_shards, 4 + 2 * model.latent_dim, dtype=torch.float64, device=model.device)
+    for shard, chunk, noise in evaluation_chunks(plan, rows, side, num_samples, model):
+        q_z = model.posterior(chunk)
+        bound = model.evaluate_elbo(chunk, noise, q_z)
+        totals = torch.stack([part.double().sum() for part in bound])
+        mean = q_z.mean.double()
+        sums[shard] += torch.cat([torch.full_like(totals[:1], chunk.num_rows), totals, mean.sum(0), mean.square().sum(0)])
+        beat()
+    return sums
+
+
+def scores(sums: Tensor, latent_dim: int) -> dict[str, Any]:
+    """Returns row-weighted means, and the number of active latent dimensions, from the sums of all shards."""
+    num_rows, *means = sums.sum(0).tolist()
+    means = [total / num_rows for total in means]
+    squares = zip(means[3 : 3 + latent_dim], means[3 + latent_dim :], strict=True)
+    active_units = sum(square - mean**2 > ACTIVE_VARIANCE for mean, square in squares)
+    return metrics(means[:3]) | {"num_rows": int(num_rows), "active_units": active_units}
+
+
+def metrics(means: list[float]) -> dict[str, Any]:
+    """Returns the means of the ELBO and its two parts by name, in nats per row."""
+    names = ("elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row")
+    return dict(zip(names, means, strict=True))
