@@ -36,7 +36,8 @@ class Progress:
     """Where a run stands. epoch: the one that is going on; step: optimiser steps taken; position: number of the epoch's next step.
 
     sums: rows, and the sums of the ELBO and its two parts over them, of the epoch so far; interval_sums: since the last line for a number
-    of steps. history: one dict of metrics per finished epoch; elapsed_s: seconds of training, restarts included.
+    of steps; unkept: what was said of steps and may be lost with the driver. history: one dict of metrics per finished epoch; elapsed_s:
+    seconds of training, restarts included.
     """
 
     epoch: int = 0
@@ -44,6 +45,7 @@ class Progress:
     position: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     interval_sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    unkept: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
     epoch_s: float = 0.0
     num_skipped_steps: int = 0

@@ -20,13 +20,14 @@ class Mailbox:
         self.messages: asyncio.Queue[Message] = asyncio.Queue()
         self.heard: dict[int, tuple[float, int]] = {}
         self.stopping = False
+        self.kept = 0
 
-    async def push(self, rank: int, step: int, messages: list[Message]) -> bool:
-        """Takes a worker's messages; returns whether it is to stop."""
+    async def push(self, rank: int, step: int, messages: list[Message]) -> tuple[bool, int]:
+        """Takes a worker's messages; returns whether it is to stop, and up to which step the driver has kept what it was told."""
         self.heard[rank] = time.monotonic(), step
         for message in messages:
             self.messages.put_nowait(message)
-        return self.stopping
+        return self.stopping, self.kept
 
     async def pull(self, timeout_s: float) -> list[Message]:
         """Returns the messages that are there, or the first that comes within timeout_s."""
@@ -35,6 +36,10 @@ class Mailbox:
         except TimeoutError:
             return []
         return [first, *(self.messages.get_nowait() for _ in range(self.messages.qsize()))]
+
+    async def keep(self, step: int) -> None:
+        """Notes that the driver has what it was told of the steps up to this one, even if it is killed now."""
+        self.kept = max(self.kept, step)
 
     async def stop(self) -> None:
         self.stopping = True
@@ -46,17 +51,21 @@ class Mailbox:
 
 
 class Line:
-    """A worker's end of the mailbox. Sending never waits; whether to stop is known by the next time."""
+    """A worker's end of the mailbox. Sending never waits; what the driver answers is known by the next time.
+
+    stop: whether to stop; kept: the step up to which the driver's log has what it was told.
+    """
 
     def __init__(self, mailbox: ActorHandle, rank: int) -> None:
         self.mailbox, self.rank = mailbox, rank
         self.answers: list[ray.ObjectRef] = []
-        self.stop = False
+        self.stop, self.kept = False, 0
 
     def send(self, step: int, messages: list[Message]) -> None:
         self.answers.append(self.mailbox.push.remote(self.rank, step, messages))
         arrived, self.answers = ray.wait(self.answers, num_returns=len(self.answers), timeout=0)
-        self.stop = self.stop or any(ray.get(arrived))
+        for stop, kept in ray.get(arrived):
+            self.stop, self.kept = self.stop or stop, max(self.kept, kept)
 
     def flush(self, timeout_s: float) -> None:
         """Waits until what was sent has arrived."""

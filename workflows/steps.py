@@ -62,9 +62,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Settled:
-    """What the workers agreed on: messages for the driver, and what comes next."""
+    """What the workers agreed on: messages for the driver, metrics of steps and how far they are, and what comes next."""
 
-    messages: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    status: dict[str, Any]
     checkpoint: bool
     stop: bool
     late: bool
@@ -99,18 +100,19 @@ class Ledger:
         if dist.is_initialized():
             dist.all_reduce(told)
         *steps, elapsed_s, checkpoint, stopping, in_row, num_skipped, first_nonfinite = told.tolist()
-        messages = self._add(progress, torch.tensor(steps, dtype=torch.float64).reshape(-1, 4).tolist())
+        metrics = self._add(progress, torch.tensor(steps, dtype=torch.float64).reshape(-1, 4).tolist())
         progress.elapsed_s += elapsed_s
         progress.epoch_s += elapsed_s
         progress.num_skipped_steps = int(num_skipped)
-        messages.append(self._status(progress))
         self.due = max(1, min(2 * len(self.taken), int(len(self.taken) * SETTLE_S / max(elapsed_s, 1e-6))))
         self.taken = []
         self.settled_at = time.monotonic()
         if checkpoint:
             self.saved_at = self.settled_at
         late = self.training.max_time_s is not None and progress.elapsed_s >= self.training.max_time_s
-        return Settled(messages, bool(checkpoint), bool(stopping), late, in_row >= MAX_NONFINITE_STEPS, int(first_nonfinite))
+        return Settled(
+            metrics, self._status(progress), bool(checkpoint), bool(stopping), late, in_row >= MAX_NONFINITE_STEPS, int(first_nonfinite)
+        )
 
     def _add(self, progress: Progress, steps: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """Adds steps to the sums, in their order, whatever was settled together; returns a message for every interval that ended."""

@@ -263,12 +263,13 @@ def run_trainer(trainer: TorchTrainer, mailbox: ActorHandle, hear: Hear) -> None
 
 def listen(mailbox: ActorHandle, hear: Hear, timeout_s: float) -> bool:
     """Hands on what the workers said; returns whether they stopped. Raises ComputationError where they say that training failed."""
-    stopped = False
-    for message in ray.get(mailbox.pull.remote(timeout_s)):
+    stopped, messages = False, ray.get(mailbox.pull.remote(timeout_s))
+    for message in messages:
         if message["kind"] == "failure":
             raise ComputationError(message["message"])
         stopped = stopped or message["kind"] == "stopped"
         hear(message)
+    mailbox.keep.remote(max((message["step"] for message in messages if message["kind"] == "steps"), default=0))
     return stopped
 
 

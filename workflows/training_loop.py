@@ -103,7 +103,7 @@ def train(state: TrainingState, worker: Worker) -> None:
     sides = open_rows(worker)
     model = prepare_model(state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
-    worker.tell(progress.step, {"kind": "started", "step": progress.step, "epoch": progress.epoch})
+    worker.tell(progress.step, {"kind": "started", "step": progress.step, "epoch": progress.epoch}, *progress.unkept)
     while not is_last(progress, task.training, num_steps):
         if train_epoch(model, state, worker, sides[TRAIN], num_steps) == "stop":
             worker.save(state)
@@ -194,7 +194,8 @@ def train_epoch(model: nn.Module, state: TrainingState, worker: Worker, side_row
             if last or ledger.is_due or number + 1 == len(stretch.steps):
                 settled = ledger.settle(progress, state.optimizer, worker.line.stop)
                 refuse_nonfinite(settled, stretch.offsets, number, rows, state, worker)
-                worker.tell(progress.step, *settled.messages)
+                progress.unkept = [m for m in progress.unkept if m["step"] > worker.line.kept] + settled.metrics
+                worker.tell(progress.step, *settled.metrics, settled.status)
                 if settled.stop:
                     return "stop"
                 if last or settled.late:
