@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-SQRT_HALF = math.sqrt(0.5)
+from vae.normal_mass import LOG_SQRT_2PI, log_normal_mass
+
 # Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
 # Farther than any standardised cell from its location, yet its square and gradients are finite in float32 at every scale.
@@ -94,39 +94,6 @@ class Gaussian(Likelihood):
 
     def forward(self, outputs: Tensor) -> GaussianCells:
         return GaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
-
-
-# In standard deviations: beyond FARTHEST at every scale, yet log Phi(-TAIL) is finite in float32.
-TAIL = 1e18
-# Below this width (in standard deviations) the difference of two log Phi cancels.
-NARROW = 0.01
-
-
-def log_ndtr(x: Tensor) -> Tensor:
-    """Returns log Phi(x). The gradient of torch.special.log_ndtr (2.13) has no correct digit below x = -5000 in float32."""
-    tail, rest = x.clamp(max=-1), x.clamp(min=-1)
-    log_tail = torch.log(0.5 * torch.special.erfcx(-SQRT_HALF * tail)) - 0.5 * tail.square()
-    return torch.where(x < -1, log_tail, torch.log1p(-0.5 * torch.special.erfc(SQRT_HALF * rest)))
-
-
-def log_normal_mass(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
-    """Returns log(Phi(middle + half_width) - Phi(middle - half_width)); at_lower and at_upper extend the interval to infinity.
-
-    Both ends are mirrored into the lower tail, where log Phi keeps its precision. A narrow interval has the mass
-    phi(middle) * 2 * half_width * sinh(u)/u * exp(-half_width^2 / 6) with u = middle * half_width, to a relative error of about
-    half_width^2 (u^2 / 45 + half_width^2 / 90), and under half_width^2 / 3 anywhere.
-    """
-    lower = torch.where(at_lower, -TAIL, middle - half_width)
-    upper = torch.where(at_upper, TAIL, middle + half_width)
-    flip = lower + upper > 0
-    log_b = log_ndtr(torch.where(flip, -lower, upper))
-    log_a = log_ndtr(torch.where(flip, -upper, lower))
-    wide = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-6)))
-    small = half_width.clamp(max=0.5 * NARROW)
-    twice_u = (2 * middle * small).abs().clamp(min=1e-4)
-    log_sinhc = 0.5 * twice_u + torch.log(-torch.expm1(-twice_u)) - torch.log(twice_u)
-    narrow = -0.5 * middle.square() - LOG_SQRT_2PI + torch.log(2 * small) + log_sinhc - small.square() / 6
-    return torch.where((half_width < 0.5 * NARROW) & ~at_lower & ~at_upper, narrow, wide)
 
 
 class DiscretisedGaussianCells:

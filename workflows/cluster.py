@@ -33,8 +33,8 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     Raises ServiceError where no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A worker's report waits for the controller's next look (every 2 s by default), which would bound small tables' epochs.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    # That the workers ended is seen at the controller's next look, every 2 s by default.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address or is_submitted():

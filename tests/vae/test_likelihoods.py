@@ -16,7 +16,6 @@ from torch.distributions import Distribution, Normal
 from vae.likelihoods import (
     MAX_LOG_SCALE,
     MIN_LOG_SCALE,
-    NARROW,
     Bernoulli,
     BernoulliCells,
     Categorical,
@@ -27,9 +26,8 @@ from vae.likelihoods import (
     Likelihood,
     WarpedDiscretisedGaussian,
     asinh_step,
-    log_ndtr,
-    log_normal_mass,
 )
+from vae.normal_mass import NARROW, log_ndtr, log_normal_mass
 
 some_examples = settings(max_examples=60, deadline=None)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
