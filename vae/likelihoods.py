@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +22,23 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
 FARTHEST = 1e12
 
 
-class CellDistribution(Protocol):
+class CellDistribution(ABC):
     """A distribution over the cells of one field."""
 
+    @abstractmethod
     def log_prob(self, values: Tensor) -> Tensor:
         """Returns log p of the stored values [B, D] in nats, [B, D] or [S, B, D]."""
 
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        """Returns the sum of log p over a row's observed cells, [B] or [S, B]; valid is [B, D] or [B, 1]."""
+        return torch.where(valid, self.log_prob(values), 0.0).sum(-1)
+
     @property
+    @abstractmethod
     def mean(self) -> Tensor:
         """The expected value (for categories: the probabilities' mode), in the field's stored units."""
 
+    @abstractmethod
     def sample(self, generator: torch.Generator) -> Tensor:
         """Returns one draw of every cell, in the field's storage."""
 
@@ -46,7 +52,7 @@ def residual(values: Tensor, location: Tensor) -> Tensor:
     return (values - location).clamp(-FARTHEST, FARTHEST)
 
 
-class GaussianCells:
+class GaussianCells(CellDistribution):
     """N(location, scale^2) per cell."""
 
     def __init__(self, location: Tensor, log_scale: Tensor) -> None:
@@ -55,6 +61,14 @@ class GaussianCells:
     def log_prob(self, values: Tensor) -> Tensor:
         standardised = residual(values, self.location) * torch.exp(-self.log_scale)
         return -0.5 * standardised.square() - self.log_scale - LOG_SQRT_2PI
+
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        """The same with one pass over cells instead of five: the constants are summed by column."""
+        observed = valid.to(self.location.dtype)
+        standardised = residual(values, self.location) * (torch.exp(-self.log_scale) * observed)
+        constants = (self.log_scale + LOG_SQRT_2PI).expand(values.shape[-1])
+        count = observed.expand(values.shape) @ constants if valid.shape[-1] > 1 else observed.squeeze(-1) * constants.sum()
+        return -0.5 * standardised.square().sum(-1) - count
 
     @property
     def mean(self) -> Tensor:
@@ -74,6 +88,10 @@ class Likelihood(nn.Module, ABC):
     def features(self, values: Tensor) -> Tensor:
         """Returns encoder features [B, num_features] of stored values [B, D] without missing cells."""
         return values
+
+    def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
+        """Returns the same, 0 where a cell is missing; valid is [B, D] or [B, 1]."""
+        return torch.where(valid, self.features(values), 0.0)
 
     def cell_of_feature(self) -> Tensor:
         """Returns the cell that each feature comes from, [num_features]."""
@@ -96,7 +114,7 @@ class Gaussian(Likelihood):
         return GaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
 
 
-class DiscretisedGaussianCells:
+class DiscretisedGaussianCells(CellDistribution):
     """The Gaussian mass of [value - half_width, value + half_width]; at the ends of the range, of the whole tail."""
 
     def __init__(self, location: Tensor, log_scale: Tensor, field: DiscretisedGaussian) -> None:
@@ -175,7 +193,7 @@ def asinh_step(start: Tensor, width: Tensor) -> Tensor:
     return torch.log1p(0.5 * growth / (start + root))
 
 
-class WarpedDiscretisedGaussianCells:
+class WarpedDiscretisedGaussianCells(CellDistribution):
     """The Gaussian mass of [T(k - 1/2), T(k + 1/2)] for the integer k of each cell; at the ends, of the whole tail."""
 
     def __init__(self, location: Tensor, log_scale: Tensor, field: WarpedDiscretisedGaussian) -> None:
@@ -256,7 +274,7 @@ class WarpedDiscretisedGaussian(Likelihood):
         return WarpedDiscretisedGaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), self)
 
 
-class BernoulliCells:
+class BernoulliCells(CellDistribution):
     """Cells in {0, 1} with log-odds `logits`."""
 
     def __init__(self, logits: Tensor) -> None:
@@ -288,7 +306,11 @@ class Bernoulli(Likelihood):
         return BernoulliCells(outputs)
 
 
-class CategoricalCells:
+# A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.
+SMALLEST_SUM = 1e-20
+
+
+class CategoricalCells(CellDistribution):
     """One categorical distribution per column; `logits` [.., B, K] holds the columns' scores side by side."""
 
     def __init__(self, logits: Tensor, field: Categorical) -> None:
@@ -300,12 +322,19 @@ class CategoricalCells:
 
     def log_normaliser(self) -> Tensor:
         """Returns log sum exp of each column's scores, [.., B, C], all columns in one pass."""
+        if self.logits.device.type == "cpu":  # elsewhere a look at the sums would make the host wait for the device
+            highest = self.logits.detach().amax(-1, keepdim=True)
+            sums = self._sums(torch.exp(self.logits - highest))
+            if sums.numel() == 0 or bool(sums.min() > SMALLEST_SUM):
+                return highest + torch.log(sums)
         column_of = self.field.column_of.expand_as(self.logits)
         empty = self.logits.new_full((*self.logits.shape[:-1], len(self.field.sizes)), -torch.inf)
         highest = empty.scatter_reduce(-1, column_of, self.logits.detach(), "amax")
-        weights = torch.exp(self.logits - highest.gather(-1, column_of))
+        return highest + torch.log(self._sums(torch.exp(self.logits - highest.gather(-1, column_of))))
+
+    def _sums(self, weights: Tensor) -> Tensor:
         with torch.autocast(weights.device.type, enabled=False):  # sums in bfloat16 would not normalise
-            return highest + torch.log(weights @ self.field.membership)
+            return weights @ self.field.membership
 
     @property
     def mean(self) -> Tensor:
@@ -339,8 +368,11 @@ class Categorical(Likelihood):
         self.register_buffer("membership", F.one_hot(column_of, self.size).float(), persistent=False)
 
     def features(self, values: Tensor) -> Tensor:
+        return self.observed_features(values, torch.ones_like(values, dtype=torch.bool))
+
+    def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
         one_hot = self.membership.new_zeros(values.shape[0], self.num_features)
-        return one_hot.scatter_(1, values.to(torch.int64) + self.offsets, 1.0)
+        return one_hot.scatter_(1, values.to(torch.int64) + self.offsets, valid.expand(values.shape).to(one_hot.dtype))
 
     def forward(self, outputs: Tensor) -> CategoricalCells:
         return CategoricalCells(outputs, self)

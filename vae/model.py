@@ -34,8 +34,11 @@ class RowDistribution:
 
     def log_prob(self, rows: Rows) -> Tensor:
         """Returns log p(x_observed|z) in nats in data units, [B] or [S, B]; missing cells contribute exactly 0."""
-        cells = self.cell_log_probs(rows)
-        return rows.log_jacobian + torch.stack([c.sum(-1) for c in cells.values()]).sum(0)
+        total = rows.log_jacobian
+        for name, distribution in self.fields.items():
+            valid = rows.valid[name]
+            total = total + distribution.sum_log_prob(without_missing(rows.values[name], valid), valid)
+        return total
 
     def cell_log_probs(self, rows: Rows) -> dict[str, Tensor]:
         """Returns log p of every cell in its stored units, 0 where it is missing: field -> [B, D] or [S, B, D]."""
@@ -101,10 +104,9 @@ class VAE(nn.Module):
         features = []
         for name, likelihood in self._likelihoods().items():
             valid = rows.valid[name]
-            cells = likelihood.features(without_missing(rows.values[name], valid))
-            per_feature = valid if valid.shape[1] == 1 else valid[:, likelihood.cell_of_feature()]
+            cells = likelihood.observed_features(without_missing(rows.values[name], valid), valid)
             flags = valid if valid.shape[1] == self.valid_sizes[name] else valid.any(1, keepdim=True).expand(-1, self.valid_sizes[name])
-            features += [torch.where(per_feature, cells, 0.0), flags.to(cells.dtype)]
+            features += [cells, flags.to(cells.dtype)]
         return torch.cat(features, 1).to(self.dtype)
 
     def posterior(self, rows: Rows) -> DiagonalGaussian:

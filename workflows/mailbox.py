@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,10 +16,15 @@ Message = dict[str, Any]
 
 @ray.remote(num_cpus=0, max_concurrency=1000)
 class Mailbox:
-    """Messages in the order in which they came, when every rank was last heard of and at which step, and whether to stop."""
+    """Messages in the order in which they came, when every rank was last heard of and at which step, and whether to stop.
+
+    Messages are numbered from 1 on, and stay until the driver says that it is done with them.
+    """
 
     def __init__(self) -> None:
-        self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        self.messages: deque[tuple[int, Message]] = deque()
+        self.num_messages = 0
+        self.changed = asyncio.Condition()
         self.heard: dict[int, tuple[float, int]] = {}
         self.stopping = False
         self.kept = 0
@@ -25,21 +32,24 @@ class Mailbox:
     async def push(self, rank: int, step: int, messages: list[Message]) -> tuple[bool, int]:
         """Takes a worker's messages; returns whether it is to stop, and up to which step the driver has kept what it was told."""
         self.heard[rank] = time.monotonic(), step
-        for message in messages:
-            self.messages.put_nowait(message)
+        async with self.changed:
+            for message in messages:
+                self.num_messages += 1
+                self.messages.append((self.num_messages, message))
+            self.changed.notify_all()
         return self.stopping, self.kept
 
-    async def pull(self, timeout_s: float) -> list[Message]:
-        """Returns the messages that are there, or the first that comes within timeout_s."""
+    async def pull(self, done: int, timeout_s: float) -> list[tuple[int, Message]]:
+        """Returns the messages after number `done`, with their numbers, or those that come within timeout_s; forgets the ones before."""
+        while self.messages and self.messages[0][0] <= done:
+            _, message = self.messages.popleft()
+            self.kept = max(self.kept, message["step"] if message["kind"] == "steps" else 0)
         try:
-            first = await asyncio.wait_for(self.messages.get(), timeout_s)
+            async with self.changed:
+                await asyncio.wait_for(self.changed.wait_for(lambda: self.messages), timeout_s)
         except TimeoutError:
             return []
-        return [first, *(self.messages.get_nowait() for _ in range(self.messages.qsize()))]
-
-    async def keep(self, step: int) -> None:
-        """Notes that the driver has what it was told of the steps up to this one, even if it is killed now."""
-        self.kept = max(self.kept, step)
+        return list(self.messages)
 
     async def stop(self) -> None:
         self.stopping = True
@@ -48,6 +58,19 @@ class Mailbox:
         """Returns rank -> seconds since it was heard of, and its step then."""
         now = time.monotonic()
         return {rank: (now - when, step) for rank, (when, step) in self.heard.items()}
+
+
+class Ear:
+    """The driver's end of the mailbox. hear may get a message twice, after an interrupt, but misses none."""
+
+    def __init__(self, mailbox: ActorHandle, hear: Callable[[Message], None]) -> None:
+        self.mailbox, self.hear, self.done = mailbox, hear, 0
+
+    def listen(self, timeout_s: float) -> None:
+        """Hands on what is there, or the first that comes within timeout_s."""
+        for number, message in ray.get(self.mailbox.pull.remote(self.done, timeout_s)):
+            self.hear(message)
+            self.done = number
 
 
 class Line:

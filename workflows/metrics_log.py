@@ -63,12 +63,14 @@ class MetricsLog:
                 return False
             values = {name: float(value) for name, value in metrics.items()}
             line = {"kind": kind, "step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": values}
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._known.add((kind, step))
-            self._unsent.append(line)
-            self._changed.notify_all()
+            try:
+                self._file.write(json.dumps(line).encode() + b"\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            finally:  # Ctrl-C may come while the disk works: the line is written, and must not come again
+                self._known.add((kind, step))
+                self._unsent.append(line)
+                self._changed.notify_all()
         return True
 
     def close(self, timeout_s: float) -> int:

@@ -35,7 +35,7 @@ from workflows.config import ConfigError, TrainConfig
 from workflows.errors import ComputationError, logger
 from workflows.feed import EVALUATION_ROWS
 from workflows.job import known_cause
-from workflows.mailbox import Mailbox, Message
+from workflows.mailbox import Ear, Mailbox, Message
 from workflows.runs import Run
 from workflows.training_loop import WorkerTask, train_worker
 
@@ -241,36 +241,33 @@ def run_trainer(trainer: TorchTrainer, mailbox: ActorHandle, hear: Hear) -> None
         except BaseException as error:  # raised again where the result is asked for
             outcome.set_exception(error)
 
+    said: set[str] = set()
+
+    def take(message: Message) -> None:
+        if message["kind"] == "failure":
+            raise ComputationError(message["message"])
+        said.add(message["kind"])
+        hear(message)
+
     threading.Thread(target=fit, daemon=True).start()
+    ear = Ear(mailbox, take)
     try:
         while not outcome.done():
-            listen(mailbox, hear, 0.5)
+            ear.listen(0.5)
     except KeyboardInterrupt:
         logger.info("stopping: the workers save where they stand")
         ray.get(mailbox.stop.remote())
         deadline = time.monotonic() + STOP_S
-        while not outcome.done() and time.monotonic() < deadline and not listen(mailbox, hear, 0.2):
-            continue
+        while not outcome.done() and time.monotonic() < deadline and "stopped" not in said:
+            ear.listen(0.2)
         raise
-    listen(mailbox, hear, 0.1)
+    ear.listen(0.1)
     try:
         outcome.result()
     except ray.train.TrainingFailedError as error:
         if known_cause(error) is not None:
             raise
         raise ComputationError(describe_failure(error, ray.get(mailbox.silence.remote()))) from error
-
-
-def listen(mailbox: ActorHandle, hear: Hear, timeout_s: float) -> bool:
-    """Hands on what the workers said; returns whether they stopped. Raises ComputationError where they say that training failed."""
-    stopped, messages = False, ray.get(mailbox.pull.remote(timeout_s))
-    for message in messages:
-        if message["kind"] == "failure":
-            raise ComputationError(message["message"])
-        stopped = stopped or message["kind"] == "stopped"
-        hear(message)
-    mailbox.keep.remote(max((message["step"] for message in messages if message["kind"] == "steps"), default=0))
-    return stopped
 
 
 def describe_failure(error: ray.train.TrainingFailedError, silence: Mapping[int, tuple[float, int]]) -> str:

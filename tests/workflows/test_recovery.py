@@ -162,12 +162,12 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(
 def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
     table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    little = options(table, ray_address, 2, "--run.shard_memory_bytes", 15_000)
+    little = options(table, ray_address, 2, "--run.shard_memory_bytes", 9_000)
     with running(tmp_path, *little) as process:
         wait_for_steps(tmp_path, 250, process)
         process.kill()
     outcome = run_job(tmp_path, "train.py", *little)
-    assert "more than the 15000 that it may hold: every epoch reads them again" in outcome.stderr
+    assert "more than the 9000 that it may hold: every epoch reads them again" in outcome.stderr
     same_curve(tmp_path, outcome, undisturbed)
 
 
