@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,3 +76,73 @@ class Trained:
     @property
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+
+# Generous: a test fails by it, none takes it.
+LONG_S = 240
+
+
+@dataclass
+class Server:
+    """An `mlflow server` over a SQLite file, at an address of its own that it keeps when it goes and comes back."""
+
+    folder: Path
+    port: int
+    processes: list[psutil.Process] = field(default_factory=list)
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        if self.processes:
+            return
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store, "--port", str(self.port), "--workers", "1"]
+        environment = job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # else it starts seven more processes
+        with (self.folder / "log.txt").open("a") as log:
+            process = psutil.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        self.processes = [process]
+        wait_until(lambda: process.poll() is not None or self.answers())
+        assert process.poll() is None, (self.folder / "log.txt").read_text()
+        self.processes += process.children(recursive=True)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Stops the processes while open: they take connections and do not answer."""
+        for process in self.processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in self.processes:
+                process.resume()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        psutil.wait_procs(self.processes, timeout=LONG_S)
+        self.processes = []
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

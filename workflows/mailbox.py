@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import ray
 from ray.actor import ActorHandle
 
 Message = dict[str, Any]
+
+HEARTBEAT_S = 1.0
 
 
 @ray.remote(num_cpus=0, max_concurrency=1000)
@@ -74,7 +77,8 @@ class Ear:
 
 
 class Line:
-    """A worker's end of the mailbox. Sending never waits; what the driver answers is known by the next time.
+    """A worker's end of the mailbox. Sending never waits; what the driver answers is known by the next time. A thread gives signs of life,
+    so that a worker that waits for another one is told from one that stands still.
 
     stop: whether to stop; kept: the step up to which the driver's log has what it was told.
     """
@@ -82,9 +86,16 @@ class Line:
     def __init__(self, mailbox: ActorHandle, rank: int) -> None:
         self.mailbox, self.rank = mailbox, rank
         self.answers: list[ray.ObjectRef] = []
-        self.stop, self.kept = False, 0
+        self.stop, self.kept, self.step = False, 0, 0
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            ray.get(self.mailbox.push.remote(self.rank, self.step, []))
 
     def send(self, step: int, messages: list[Message]) -> None:
+        self.step = step
         self.answers.append(self.mailbox.push.remote(self.rank, step, messages))
         arrived, self.answers = ray.wait(self.answers, num_returns=len(self.answers), timeout=0)
         for stop, kept in ray.get(arrived):

@@ -274,7 +274,7 @@ def describe_failure(error: ray.train.TrainingFailedError, silence: Mapping[int,
     """Returns which workers failed and how, and which were not heard of for long."""
     failures = getattr(error, "worker_failures", None) or {}
     lines = [f"worker of rank {rank}: {str(failure).strip().splitlines()[-1][:500]}" for rank, failure in sorted(failures.items())]
-    last = min((seconds for seconds, _ in silence.values()), default=0.0)
+    last = min((seconds for seconds, _ in silence.values()), default=0.0)  # Ray ended them all at about that time
     lines += [
         f"worker of rank {rank} was last heard of {seconds:.0f} s ago, after step {step}"
         for rank, (seconds, step) in sorted(silence.items())

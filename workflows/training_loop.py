@@ -236,7 +236,7 @@ def evaluate(model: VAE, worker: Worker, rows: SideRows | None, side: int, num_s
     """
     if rows is None:
         return {"num_rows": 0}
-    sums = shard_sums(model, worker.task.plan, rows, side, num_samples, lambda: worker.tell(-1))
+    sums = shard_sums(model, worker.task.plan, rows, side, num_samples, lambda: worker.tell(worker.line.step))
     if dist.is_initialized():
         dist.all_reduce(sums)
     return scores(sums, model.latent_dim)

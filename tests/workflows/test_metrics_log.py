@@ -10,94 +10,25 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from data.output import OutputError
-from tests.running import ROOT, job_environment
+from tests.running import LONG_S, ROOT, Server, free_port, job_environment, wait_until
 from workflows.errors import ServiceError
 from workflows.metrics_log import MetricsLog
 from workflows.registry import Registry
 
-# Generous: a test fails by them, none takes them.
-LONG_S = 240
 Send = Callable[[Sequence[Mapping[str, Any]]], None]
-
-
-@dataclass
-class Server:
-    """An `mlflow server` over a SQLite file, at an address of its own that it keeps when it goes and comes back."""
-
-    folder: Path
-    port: int
-    processes: list[psutil.Process] = field(default_factory=list)
-
-    @property
-    def store(self) -> str:
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        if self.processes:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store, "--port", str(self.port), "--workers", "1"]
-        environment = job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # else it starts seven more processes
-        with (self.folder / "log.txt").open("a") as log:
-            process = psutil.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
-        self.processes = [process]
-        wait_until(lambda: process.poll() is not None or self.answers())
-        assert process.poll() is None, (self.folder / "log.txt").read_text()
-        self.processes += process.children(recursive=True)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    @contextmanager
-    def hanging(self) -> Iterator[None]:
-        """Stops the processes while open: they take connections and do not answer."""
-        for process in self.processes:
-            process.suspend()
-        try:
-            yield
-        finally:
-            for process in self.processes:
-                process.resume()
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-        psutil.wait_procs(self.processes, timeout=LONG_S)
-        self.processes = []
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    server = Server(tmp_path_factory.mktemp("server"), port)
+    server = Server(tmp_path_factory.mktemp("server"), free_port())
     yield server
     server.kill()
 

@@ -1,0 +1,71 @@
+"""What a person is told while a model trains."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflows.config import DataConfig, ModelConfig, TrainConfig
+from workflows.metrics_log import MetricsLog
+from workflows.narration import Narrator, duration
+
+
+def epoch(number: int, elbo: float = -5.0, kl: float = 2.0, active_units: int = 3, skipped: int = 0) -> dict[str, Any]:
+    entry = {"epoch": number, "step": 10 * (number + 1), "train/elbo_nats_per_row": elbo, "train/rows_per_s": 100.0}
+    entry |= {"train/skipped_steps": skipped, "validation/elbo_nats_per_row": elbo, "validation/kl_nats_per_row": kl}
+    return {"kind": "epoch", "step": number, "metrics": entry | {"validation/active_units": active_units}}
+
+
+@pytest.fixture
+def narrator(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Narrator:
+    caplog.set_level(logging.INFO, logger="vae")
+    config = TrainConfig(DataConfig("table"), ModelConfig(latent_dim=4))
+    return Narrator(config, MetricsLog(tmp_path / "metrics.jsonl", lambda lines: None))
+
+
+def test_every_epoch_is_one_line_and_one_entry_of_the_log(narrator: Narrator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    narrator.hear(epoch(0))
+    narrator.hear(epoch(0))  # said again after a restart
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["metrics"]["validation/elbo_nats_per_row"] == -5.0
+    assert "epoch 1/100  step 10  train ELBO -5.000  validation ELBO -5.000 (KL 2.000)  nats per row  100 rows/s" in caplog.text
+
+
+@pytest.mark.parametrize(("kl", "active_units"), [(0.001, 2), (0.5, 0)])
+def test_a_collapsed_model_is_said_once(kl: float, active_units: int, narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(6):
+        narrator.hear(epoch(number, -5.0 + number, kl, active_units))
+        assert ("has collapsed" in caplog.text) == (number >= 2)
+    assert caplog.text.count("has collapsed") == 1
+    assert f"{active_units} of 4 latent dimensions active" in caplog.text
+
+
+def test_a_healthy_model_is_not_called_collapsed(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(10):
+        narrator.hear(epoch(number, -5.0 + number))
+    assert "collapsed" not in caplog.text
+    assert "stands still" not in caplog.text
+
+
+def test_a_validation_elbo_that_stands_still_is_said_with_its_best_epoch(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    for number, elbo in enumerate([-6.0, -5.0, -5.1, -5.2, -5.3, -5.1, -5.1, -5.1]):
+        narrator.hear(epoch(number, elbo))
+    assert caplog.text.count("validation ELBO stands still: the best, -5.000, was in epoch 2") == 1
+
+
+def test_skipped_steps_and_lost_workers_are_said(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    narrator.hear({"kind": "started", "step": 0, "epoch": 0})
+    assert "lost" not in caplog.text
+    narrator.hear(epoch(0, skipped=2))
+    assert "2 steps were skipped" in caplog.text
+    narrator.hear({"kind": "started", "step": 7, "epoch": 1})
+    assert "workers were lost; new ones go on after step 7 (epoch 2)" in caplog.text
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (65, "1 min 05 s"), (3900, "1 h 05 min")])
+def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
