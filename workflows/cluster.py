@@ -35,6 +35,8 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # That the workers ended is seen at the controller's next look, every 2 s by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # A worker that stands still leaves no process group: it is ended all the same, not 30 s later.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address or is_submitted():
