@@ -126,16 +126,18 @@ class Plan:
         return int(np.random.SeedSequence([self.seed, epoch, block, shard]).generate_state(1)[0])
 
     def stretches(self, shards: Sequence[int], max_rows: int, first: int = 0) -> Iterator[Stretch]:
-        """Yields an epoch's steps from number `first` on in stretches of at most max_rows rows of these shards, or of one step."""
+        """Yields an epoch's steps from number `first` on in stretches of at most max_rows rows of all shards, or of one step.
+
+        They begin and end at the same steps whatever the shards, so that workers may meet there.
+        """
         steps: list[Step] = []
         num_rows = 0
         for step in self.steps(first):
-            taken = int((step.end - step.begin)[shards].sum())
-            if steps and num_rows + taken > max_rows:
+            if steps and num_rows + step.num_rows > max_rows:
                 yield Stretch.of(steps, shards)
                 steps, num_rows = [], 0
             steps.append(step)
-            num_rows += taken
+            num_rows += step.num_rows
         if steps:
             yield Stretch.of(steps, shards)
 

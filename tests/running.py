@@ -39,7 +39,7 @@ class Outcome:
 def job_environment(**extra: str) -> dict[str, str]:
     """Returns this environment without what would send a job to another cluster or store."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return kept | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} | extra
+    return kept | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"} | extra
 
 
 def job_command(name: str, *arguments: object) -> list[str]:

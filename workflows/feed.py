@@ -167,10 +167,15 @@ def standard_normal(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:
     return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
 
 
-def training_stretches(plan: Plan, rows: SideRows, epoch: int, first: int, model: VAE) -> Iterator[tuple[Stretch, Rows, Tensor]]:
-    """Yields an epoch's steps from number `first` on in stretches: which they are, their rows in the order of steps, and noise [R, L]."""
+def training_stretches(
+    plan: Plan, rows: SideRows, epoch: int, first: int, model: VAE, num_workers: int = 1
+) -> Iterator[tuple[Stretch, Rows, Tensor]]:
+    """Yields an epoch's steps from number `first` on in stretches: which they are, their rows in the order of steps, and noise [R, L].
+
+    All of num_workers workers get the same stretches of steps, each with its own rows.
+    """
     gather, noise, shards = rows.ordered(plan, epoch, first), Noise(plan, epoch, model), list(rows.size)
-    for stretch in plan.stretches(shards, max(1, STRETCH_BYTES // rows.bytes_per_row), first):
+    for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // rows.bytes_per_row), first):
         drawn = torch.cat([noise.take(shard, stretch.begin[shard], stretch.end[shard]) for shard in shards])
         yield stretch, gather(stretch).to(model.device), drawn[torch.from_numpy(stretch.merge).to(model.device)]
 

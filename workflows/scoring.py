@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ ACTIVE_VARIANCE = 0.01
 
 
 @torch.no_grad()
-def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: int, beat: Callable[[], None]) -> Tensor:
+def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: int) -> Tensor:
     """Returns, for every logical shard, sums over the rows of it that are held, [V, 4 + 2 L] in float64; 0 for other workers' shards.
 
-    Their number, their ELBO, its two parts, the posterior means and their squares. beat is called between chunks.
+    Their number, their ELBO, its two parts, the posterior means and their squares.
     """
     sums = torch.zeros(plan.num_shards, 4 + 2 * model.latent_dim, dtype=torch.float64, device=model.device)
     for shard, chunk, noise in evaluation_chunks(plan, rows, side, num_samples, model):
@@ -29,7 +28,6 @@ def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: i
         totals = torch.stack([part.double().sum() for part in bound])
         mean = q_z.mean.double()
         sums[shard] += torch.cat([torch.full_like(totals[:1], chunk.num_rows), totals, mean.sum(0), mean.square().sum(0)])
-        beat()
     return sums
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
@@ -179,7 +180,8 @@ def train_epoch(model: nn.Module, state: TrainingState, worker: Worker, side_row
     task, progress = worker.task, state.progress
     ledger = Ledger(task.training, task.run, num_steps, worker.rank == 0)
     model.train()
-    for stretch, rows, noise in training_stretches(task.plan, side_rows, progress.epoch, progress.position, state.model):
+    stretches = training_stretches(task.plan, side_rows, progress.epoch, progress.position, state.model, worker.world_size)
+    for stretch, rows, noise in stretches:
         for number, step in enumerate(stretch.steps):
             begin, end = stretch.offsets[number : number + 2].tolist()
             settings = task.objective.beta_at(progress.step), task.training.learning_rate_at(progress.step, num_steps)
@@ -236,10 +238,19 @@ def evaluate(model: VAE, worker: Worker, rows: SideRows | None, side: int, num_s
     """
     if rows is None:
         return {"num_rows": 0}
-    sums = shard_sums(model, worker.task.plan, rows, side, num_samples, lambda: worker.tell(worker.line.step))
+    sums = shard_sums(model, worker.task.plan, rows, side, num_samples)
     if dist.is_initialized():
         dist.all_reduce(sums)
     return scores(sums, model.latent_dim)
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """Returns what the first worker and its machine use, by the names under which MLflow shows system metrics."""
+    memory = {"system/worker_0_memory_megabytes": psutil.Process().memory_info().rss / 1e6}
+    if device.type == "cuda":
+        memory["system/gpu_0_memory_usage_megabytes"] = torch.cuda.max_memory_allocated(device) / 1e6
+    machine = psutil.virtual_memory().percent
+    return memory | {"system/cpu_utilization_percentage": psutil.cpu_percent(), "system/system_memory_usage_percentage": machine}
 
 
 def finish_epoch(state: TrainingState, validation: dict[str, Any]) -> dict[str, float]:
@@ -258,7 +269,7 @@ def finish_epoch(state: TrainingState, validation: dict[str, Any]) -> dict[str, 
     if better:
         progress.best_epoch, progress.best_step, progress.best_elbo = progress.epoch, progress.step, elbo
         state.keep_as_best()
-    entry = {"epoch": progress.epoch, "step": progress.step, **entry}
+    entry = {"epoch": progress.epoch, "step": progress.step, **entry, **system_metrics(state.model.device)}
     progress.history.append(entry)
     progress.epoch, progress.position, progress.sums, progress.epoch_s = progress.epoch + 1, 0, [0.0] * 4, 0.0
     return entry

@@ -69,7 +69,8 @@ def test_mlflow_has_the_run_with_everything_that_explains_it(trained: Trained, c
     run = client.get_run(trained.json["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.learning_rate"] == "0.003"
-    for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row", "validation/kl_nats_per_row", "train/rows_per_s"):
+    names = ("train/elbo_nats_per_row", "validation/elbo_nats_per_row", "validation/kl_nats_per_row", "validation/active_units")
+    for name in (*names, "train/rows_per_s", "system/worker_0_memory_megabytes"):
         assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == list(range(8)), name
     assert run.data.metrics["final/validation/elbo_nats_per_row"] == trained.json["validation"]["elbo_nats_per_row"]
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}

@@ -91,6 +91,19 @@ def test_an_epoch_that_goes_on_from_a_step_takes_the_same_steps_as_the_whole(pla
 
 
 @settings(max_examples=25, deadline=None)
+@given(plan=plans, num_workers=st.integers(2, 4), stretch_bytes=st.integers(1, 2000))
+def test_workers_meet_after_the_same_steps(plan: Plan, num_workers: int, stretch_bytes: int) -> None:
+    ends: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workflows.feed.STRETCH_BYTES", stretch_bytes)
+        for rank in range(num_workers):
+            held = holding_of(rows_of(plan.num_rows), plan, rank, num_workers)
+            stretches = training_stretches(plan, held, 0, 0, small_model(), num_workers)
+            ends.append([stretch.steps[-1].index for stretch, _, _ in stretches])
+    assert all(of_rank == ends[0] for of_rank in ends)
+
+
+@settings(max_examples=25, deadline=None)
 @given(plan=plans, num_workers=st.integers(1, 3), first=st.integers(0, 40))
 def test_streamed_rows_are_those_held_in_memory(plan: Plan, num_workers: int, first: int) -> None:
     for rank in range(num_workers):
@@ -129,8 +142,8 @@ def test_noise_is_standard_normal_and_differs_between_rows_epochs_and_shards() -
 @given(plan=plans, num_workers=st.integers(1, 4), num_samples=st.integers(1, 3))
 def test_the_score_is_that_of_one_process_in_float64(plan: Plan, num_workers: int, num_samples: int) -> None:
     model, rows = small_model(), rows_of(plan.num_rows)
-    sums = [shard_sums(model, plan, holding_of(rows, plan, rank, num_workers), 1, num_samples, lambda: None) for rank in range(num_workers)]
-    whole = shard_sums(model, plan, holding_of(rows, plan, 0, 1), 1, num_samples, lambda: None)
+    sums = [shard_sums(model, plan, holding_of(rows, plan, rank, num_workers), 1, num_samples) for rank in range(num_workers)]
+    whole = shard_sums(model, plan, holding_of(rows, plan, 0, 1), 1, num_samples)
     assert torch.equal(torch.stack(sums).sum(0), whole)
     found = scores(whole, LATENT_DIM)
     assert found["num_rows"] == plan.num_rows
