@@ -167,10 +167,6 @@ def lean_model(workload: str, vae: Any, bfloat16: bool = False) -> Lean:
     field = fields[names[workload][0]]
     if workload == "W2":
         return Mixed(encoder, decoder, field.log_scale, bfloat16, fields["categorical"].sizes)
-    first = encoder[0]  # the last feature is the flag, which is always true
-    encoder[0] = nn.Linear(first.in_features - 1, first.out_features)
-    encoder[0].weight.data = first.weight.data[:, :-1].contiguous()
-    encoder[0].bias.data = first.bias.data + first.weight.data[:, -1]
     if workload == "W3":
         return Vectors(encoder, decoder, field.log_scale, bfloat16)
     return Images(encoder, decoder, field.log_scale, bfloat16, field.center, field.scale)

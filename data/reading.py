@@ -60,6 +60,7 @@ class RowReader:
         if self._open is not None:
             self._open.source.close()
             self._open = None
+        pa.default_memory_pool().release_unused()  # a process that read goes on to live idle
 
     def slices(self, group: RowGroup) -> Iterator[tuple[RowGroup, pa.Table]]:
         """Yields consecutive slices of a row group: which rows they are, and the rows.

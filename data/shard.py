@@ -6,7 +6,7 @@ Arrays cross the object store as fixed-size binary columns, one value per row, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,15 @@ from data.listing import DataError
 from data.plan import Reading
 from data.reading import MAX_BATCH_BYTES, RowReader
 from data.split import split_rows
-from data.table import RowGroup, Table
+from data.table import RowGroup
 
 Layout = dict[str, tuple[str, int]]
 
 SIDE, PLACE, NUMBER = "side", "place", "number"
 # Encoded rows of one reading task.
 BUNDLE_BYTES = 2**25
+# Tasks of one dataset that run at once where Ray counts no CPU for them.
+MAX_UNCOUNTED_TASKS = 2
 
 
 def layout(encoding: TableEncoding) -> Layout:
@@ -43,14 +45,17 @@ def bytes_per_row(encoding: TableEncoding) -> int:
     return sum(np.dtype(dtype).itemsize * max(width, 1) for dtype, width in layout(encoding).values())
 
 
-def reading_dataset(
-    table: Table, plan: Sequence[Reading], encoding: TableEncoding, fractions: tuple[float, float], max_batch_bytes: int = MAX_BATCH_BYTES
-) -> ray.data.Dataset:
+def reading_dataset(reader: Reader, plan: Sequence[Reading], row_bytes: int, num_cpus: int = 1) -> ray.data.Dataset:
     """Returns a dataset whose tasks each read some row groups and give the encoded rows that the plan asks of them."""
-    items = [{"readings": json.dumps([named(reading) for reading in bundle])} for bundle in bundles(plan, bytes_per_row(encoding))]
-    reader = Reader(table.filesystem, encoding, fractions, max_batch_bytes)
+    items = [{"readings": json.dumps([named(reading) for reading in bundle])} for bundle in bundles(plan, row_bytes)]
+    return map_items(items, reader.read, num_cpus)
+
+
+def map_items(items: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]], num_cpus: int) -> ray.data.Dataset:
+    """Returns a dataset of a task for each item. num_cpus: what Ray counts for one; with 0, few run at once."""
+    compute = None if num_cpus else ray.data.TaskPoolStrategy(MAX_UNCOUNTED_TASKS)
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
-        reader.read, batch_size=1, batch_format="pyarrow", num_cpus=1
+        read, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, compute=compute
     )
 
 

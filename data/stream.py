@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import ray
 from ray.data import ExecutionResources
 
 from data.encoding import Arrays
 from data.listing import DataError
 from data.plan import Integers, Window, window_reading
-from data.shard import NUMBER, Layout, Reader, ResidentRows, named
+from data.shard import NUMBER, Layout, Reader, ResidentRows, map_items, named
 from data.table import RowGroup
 
 
@@ -21,7 +20,7 @@ class Stream:
     """One side's rows in a table; travels to the workers.
 
     starts [groups + 1]: rows of the side before each row group; bounds [V + 1]: where the logical shards begin; max_bytes: of encoded rows
-    that wait to be used, in the object store.
+    that wait to be used, in the object store; num_cpus: what Ray counts for a task.
     """
 
     reader: Reader
@@ -31,15 +30,14 @@ class Stream:
     side: int
     bounds: Integers
     max_bytes: int
+    num_cpus: int = 1
 
     def windows(self, windows: Sequence[Window]) -> Iterator[tuple[Window, Arrays]]:
         """Yields the arrays of windows of the logical shards, in that order. Raises DataError where the files changed meanwhile."""
         if not windows:
             return
         items = [{"number": number, "readings": self._readings(window)} for number, window in enumerate(windows)]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            self.reader.read_window, batch_size=1, batch_format="pyarrow", num_cpus=1
-        )
+        dataset = map_items(items, self.reader.read_window, self.num_cpus)
         options = dataset.context.execution_options
         options.preserve_order, options.resource_limits = True, ExecutionResources(object_store_memory=self.max_bytes)
         expected = iter(enumerate(windows))

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vae.normal_mass import LOG_SQRT_2PI, log_normal_mass
+from vae.normal_mass import LOG_SQRT_2PI, Interval, log_normal_mass, residual, sum_log_mass
 
 # Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
-# Farther than any standardised cell from its location, yet its square and gradients are finite in float32 at every scale.
-FARTHEST = 1e12
 
 
 class CellDistribution(ABC):
@@ -45,11 +43,6 @@ class CellDistribution(ABC):
 
 def standard_normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(values.shape, generator=generator, device=generator.device, dtype=values.dtype).to(values.device)
-
-
-def residual(values: Tensor, location: Tensor) -> Tensor:
-    """Returns values - location, kept within FARTHEST."""
-    return (values - location).clamp(-FARTHEST, FARTHEST)
 
 
 class GaussianCells(CellDistribution):
@@ -90,7 +83,7 @@ class Likelihood(nn.Module, ABC):
         return values
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
-        """Returns the same, 0 where a cell is missing; valid is [B, D] or [B, 1]."""
+        """Returns the same of stored values [B, D] that hold anything where a cell is missing: 0 there; valid is [B, D] or [B, 1]."""
         return torch.where(valid, self.features(values), 0.0)
 
     def cell_of_feature(self) -> Tensor:
@@ -114,22 +107,23 @@ class Gaussian(Likelihood):
         return GaussianCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
 
 
-class DiscretisedGaussianCells(CellDistribution):
-    """The Gaussian mass of [value - half_width, value + half_width]; at the ends of the range, of the whole tail."""
+class GaussianMassCells(CellDistribution):
+    """The mass that a Gaussian has in the interval of each cell's value."""
 
-    def __init__(self, location: Tensor, log_scale: Tensor, field: DiscretisedGaussian) -> None:
+    def __init__(self, location: Tensor, log_scale: Tensor, field: DiscretisedGaussian | WarpedDiscretisedGaussian) -> None:
         self.location, self.log_scale, self.field = location, log_scale, field
 
     def log_prob(self, values: Tensor) -> Tensor:
-        field = self.field
-        y = field.features(values)
-        inverse_scale = torch.exp(-self.log_scale)
-        return log_normal_mass(
-            residual(y, self.location) * inverse_scale,
-            field.half_width * inverse_scale,
-            y < field.lower + field.half_width,
-            y > field.upper - field.half_width,
-        )
+        return log_normal_mass(*self.field.interval(values).standardised(self.location, self.log_scale))
+
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        return sum_log_mass(self.location, self.log_scale, self.field.interval(values), valid)
+
+
+class DiscretisedGaussianCells(GaussianMassCells):
+    """The Gaussian mass of [value - half_width, value + half_width]; at the ends of the range, of the whole tail."""
+
+    field: DiscretisedGaussian
 
     @property
     def mean(self) -> Tensor:
@@ -173,6 +167,11 @@ class DiscretisedGaussian(Likelihood):
             return values
         return (values.to(self.half_width.dtype) - self.center) / self.scale
 
+    def interval(self, values: Tensor) -> Interval:
+        """Returns the unit interval of each stored number, standardised, [B, D]."""
+        y = self.features(values)
+        return Interval(y, self.half_width, y < self.lower + self.half_width, y > self.upper - self.half_width)
+
     def to_storage(self, y: Tensor) -> Tensor:
         """Returns standardised numbers as stored cells; numbers stored as integers are rounded and kept in range."""
         y = torch.minimum(torch.maximum(y, self.lower), self.upper)
@@ -193,16 +192,10 @@ def asinh_step(start: Tensor, width: Tensor) -> Tensor:
     return torch.log1p(0.5 * growth / (start + root))
 
 
-class WarpedDiscretisedGaussianCells(CellDistribution):
+class WarpedDiscretisedGaussianCells(GaussianMassCells):
     """The Gaussian mass of [T(k - 1/2), T(k + 1/2)] for the integer k of each cell; at the ends, of the whole tail."""
 
-    def __init__(self, location: Tensor, log_scale: Tensor, field: WarpedDiscretisedGaussian) -> None:
-        self.location, self.log_scale, self.field = location, log_scale, field
-
-    def log_prob(self, values: Tensor) -> Tensor:
-        middle, half_width, at_lower, at_upper = self.field.interval(values)
-        inverse_scale = torch.exp(-self.log_scale)
-        return log_normal_mass(residual(middle, self.location) * inverse_scale, half_width * inverse_scale, at_lower, at_upper)
+    field: WarpedDiscretisedGaussian
 
     @property
     def mean(self) -> Tensor:
@@ -251,8 +244,8 @@ class WarpedDiscretisedGaussian(Likelihood):
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32), persistent=False)
         self.log_scale = nn.Parameter(torch.zeros(size))
 
-    def interval(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the middle and half the width of [T(k - 1/2), T(k + 1/2)], and whether k is lower or upper, each [B, D].
+    def interval(self, values: Tensor) -> Interval:
+        """Returns [T(k - 1/2), T(k + 1/2)] of each stored number, [B, D].
 
         The half-width has a relative error below 4 eps. Float32 finds k itself while sqrt(width^2 + k^2) < 2^18, and
         beyond that k, so the half-width too, to a relative 10^-5. The middle starts from the stored number and does not suffer.
@@ -264,7 +257,7 @@ class WarpedDiscretisedGaussian(Likelihood):
         outward, inward = asinh_step(k.abs(), self.width), asinh_step((k.abs() - 0.5).clamp(min=0), self.width)
         middle = stored + 0.5 * torch.sign(k) * (outward - inward) / self.scale
         # Not by k, which may be off: an end like 2^63 would be missed, and integers near an end of 10^6 be taken for it.
-        return middle, 0.5 * (outward + inward) / self.scale, stored <= self.lower_edge, stored >= self.upper_edge
+        return Interval(middle, 0.5 * (outward + inward) / self.scale, stored <= self.lower_edge, stored >= self.upper_edge)
 
     def in_support(self, y: Tensor) -> Tensor:
         """Returns stored numbers, kept between T(lower) and T(upper)."""
@@ -372,7 +365,8 @@ class Categorical(Likelihood):
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
         one_hot = self.membership.new_zeros(values.shape[0], self.num_features)
-        return one_hot.scatter_(1, values.to(torch.int64) + self.offsets, valid.expand(values.shape).to(one_hot.dtype))
+        index = torch.where(valid, values, 0).to(torch.int64) + self.offsets
+        return one_hot.scatter_(1, index, valid.expand(values.shape).to(one_hot.dtype))
 
     def forward(self, outputs: Tensor) -> CategoricalCells:
         return CategoricalCells(outputs, self)

@@ -59,7 +59,8 @@ class VAE(nn.Module):
     """A VAE with a diagonal Gaussian posterior over rows of several fields.
 
     fields: one mapping per field with "name", "likelihood" (a key of LIKELIHOODS), "valid_size" (validity flags per row: 1
-        or the number of cells) and the likelihood's own arguments. The mapping is plain JSON: the bundle stores it.
+        or the number of cells), the likelihood's own arguments and, optionally, "with_flags": false where training rows have no
+        nulls, so that the encoder sees no flags. The mapping is plain JSON: the bundle stores it.
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class VAE(nn.Module):
             "prior": prior,
         }
         self.latent_dim = latent_dim
-        self.valid_sizes = {field["name"]: int(field["valid_size"]) for field in fields}
+        self.flag_sizes = {field["name"]: int(field["valid_size"]) * bool(field.get("with_flags", True)) for field in fields}
         self.likelihoods = nn.ModuleDict({field["name"]: build_likelihood(field) for field in fields})
         likelihoods = self._likelihoods().values()
-        num_features = sum(lik.num_features for lik in likelihoods) + sum(self.valid_sizes.values())
+        num_features = sum(lik.num_features for lik in likelihoods) + sum(self.flag_sizes.values())
         build = NETWORKS[network]
         self.encoder = build(num_features, hidden_dims, 2 * latent_dim)
         self.decoder = build(latent_dim, list(reversed(hidden_dims)), sum(lik.num_outputs for lik in likelihoods))
@@ -100,14 +101,15 @@ class VAE(nn.Module):
         return next(self.parameters()).dtype
 
     def features(self, rows: Rows) -> Tensor:
-        """Returns what the encoder sees, [B, F]: per field its cells, 0 where missing, then observed flags."""
+        """Returns what the encoder sees, [B, F]: per field its cells, 0 where missing, then, where it has them, observed flags."""
         features = []
         for name, likelihood in self._likelihoods().items():
-            valid = rows.valid[name]
-            cells = likelihood.observed_features(without_missing(rows.values[name], valid), valid)
-            flags = valid if valid.shape[1] == self.valid_sizes[name] else valid.any(1, keepdim=True).expand(-1, self.valid_sizes[name])
-            features += [cells, flags.to(cells.dtype)]
-        return torch.cat(features, 1).to(self.dtype)
+            valid, num_flags = rows.valid[name], self.flag_sizes[name]
+            features.append(likelihood.observed_features(rows.values[name], valid))
+            if num_flags:
+                flags = valid if valid.shape[1] == num_flags else valid.any(1, keepdim=True).expand(-1, num_flags)
+                features.append(flags.to(self.dtype))
+        return (torch.cat(features, 1) if len(features) > 1 else features[0]).to(self.dtype)
 
     def posterior(self, rows: Rows) -> DiagonalGaussian:
         """Returns q(z|x), parameters [B, L]."""
@@ -150,5 +152,5 @@ class VAE(nn.Module):
 
 
 def build_likelihood(field: Mapping[str, Any]) -> Likelihood:
-    arguments = {key: value for key, value in field.items() if key not in ("name", "likelihood", "valid_size")}
+    arguments = {key: value for key, value in field.items() if key not in ("name", "likelihood", "valid_size", "with_flags")}
     return LIKELIHOODS[field["likelihood"]](**arguments)

@@ -6,13 +6,17 @@ Shapes: any, the same for all arguments or broadcast.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-SQRT_HALF = math.sqrt(0.5)
+SQRT_HALF, SQRT_2 = math.sqrt(0.5), math.sqrt(2)
+LOG_2 = math.log(2)
+TWO_OVER_SQRT_2PI = 2 / math.sqrt(2 * math.pi)
+# Farther than any standardised cell from its location, yet its square and gradients are finite in float32 at every scale.
+FARTHEST = 1e12
 # In standard deviations: beyond every cell at every scale, yet log Phi(-TAIL) is finite in float32.
 TAIL = 1e18
 # Below this width (in standard deviations) the difference of two log Phi cancels.
@@ -29,49 +33,91 @@ def log_ndtr(x: Tensor) -> Tensor:
     return torch.where(x < -1, log_tail, torch.log1p(-0.5 * torch.special.erfc(SQRT_HALF * rest)))
 
 
-def log_normal_mass(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
-    """Returns log(Phi(middle + half_width) - Phi(middle - half_width)); at_lower and at_upper extend the interval to infinity."""
-    arguments = torch.broadcast_tensors(middle, half_width, at_lower, at_upper)  # type: ignore[no-untyped-call]
-    if middle.device.type == "cpu":
-        result: Tensor = LogNormalMass.apply(*arguments)  # type: ignore[no-untyped-call]
+class Interval(NamedTuple):
+    """Intervals middle - half_width .. middle + half_width, [B, D] each or broadcast; at_lower and at_upper extend them to infinity."""
+
+    middle: Tensor
+    half_width: Tensor
+    at_lower: Tensor
+    at_upper: Tensor
+
+    def standardised(self, location: Tensor, log_scale: Tensor) -> Interval:
+        """Returns the intervals in standard deviations from location [.., B, D]."""
+        inverse = torch.exp(-log_scale)
+        return self._replace(middle=residual(self.middle, location) * inverse, half_width=self.half_width * inverse)
+
+    def at(self, cells: Tensor) -> Interval:
+        """Returns the intervals of the cells that a mask [.., B, D] picks, [n]."""
+        return Interval(*(part.expand(cells.shape)[cells] for part in self))
+
+
+def residual(values: Tensor, location: Tensor) -> Tensor:
+    """Returns values - location, kept within FARTHEST."""
+    return (values - location).clamp(-FARTHEST, FARTHEST)
+
+
+def sum_log_mass(location: Tensor, log_scale: Tensor, interval: Interval, observed: Tensor) -> Tensor:
+    """Returns the sums over a row's observed cells of the log mass that N(location, exp(log_scale)^2) has in an interval, [.., B].
+
+    location [.., B, D], log_scale [D], observed bool [B, D] or [B, 1].
+    """
+    if location.device.type == "cpu":
+        result: Tensor = SumLogMass.apply(location, log_scale, observed, *interval)  # type: ignore[no-untyped-call]
         return result
-    return everywhere(*arguments)  # to pick the rare cells would make the host wait for the device
+    # To pick the rare cells would make the host wait for the device.
+    return torch.where(observed, log_normal_mass(*interval.standardised(location, log_scale)), 0.0).sum(-1)
 
 
-class LogNormalMass(torch.autograd.Function):
-    """Most cells by two erfc, which vectorise and whose mass gives the gradient too; the rare ones, picked out, by `everywhere`."""
+class SumLogMass(torch.autograd.Function):
+    """Most cells by two erfc, which vectorise and whose mass gives the gradients too, in few passes; the rare ones by log_normal_mass."""
 
     @staticmethod
-    def forward(ctx: Any, middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
-        begin = middle - half_width - TAIL * at_lower
-        end = middle + half_width + TAIL * at_upper
+    def forward(ctx: Any, location: Tensor, log_scale: Tensor, observed: Tensor, *ends: Tensor) -> Tensor:
+        interval = Interval(*ends)
+        middle, half_width, at_lower, at_upper = interval
+        inverse = torch.exp(-log_scale)
+        unit = SQRT_HALF * inverse  # ends are in units of sqrt(2) standard deviations: erfc and exp(-x^2) take them as they are
+        begin = (middle - half_width).masked_fill_(at_lower, -TAIL).sub(location).mul_(unit)
+        end = (middle + half_width).masked_fill_(at_upper, TAIL).sub(location).mul_(unit)
         # Mirrored so that the nearer end is `near`: Phi(far) - Phi(near) of the upper tail keeps its precision.
         near, far = torch.maximum(begin, -end), torch.maximum(end, -begin)
-        rare = (near > NEAR) | ((half_width < 0.5 * NARROW) & ~(at_lower | at_upper))
-        limit = FAR[middle.dtype]
-        near, far = near.clamp(-limit, limit), far.clamp(max=limit)
-        mass = 0.5 * (torch.special.erfc(SQRT_HALF * near) - torch.special.erfc(SQRT_HALF * far))
-        log_mass = mass.log()
-        at_near, at_far = (torch.exp(-0.5 * x.square() - LOG_SQRT_2PI) / mass for x in (near, far))
-        by_middle, by_half_width = torch.sign(begin + end) * (at_far - at_near), at_far + at_near
+        direction = begin.add_(end).sign_()
+        rare = near > NEAR * SQRT_HALF
+        if (half_width * inverse).min() < 0.5 * NARROW:
+            rare |= (half_width * inverse < 0.5 * NARROW) & ~(at_lower | at_upper)
+        limit = FAR[location.dtype] * SQRT_HALF
+        near, far = near.clamp_(-limit, limit), far.clamp_(max=limit)
+        twice_mass = torch.special.erfc(near).sub_(torch.special.erfc(far))
+        per_mass = TWO_OVER_SQRT_2PI / twice_mass
+        log_mass = twice_mass.log_().sub_(LOG_2)
+        at_near, at_far = (x.square().neg_().exp_().mul_(per_mass) for x in (near, far))
+        by_log_scale = near.mul_(at_near).sub_(far.mul_(at_far)).mul_(SQRT_2)
+        by_location = at_near.sub_(at_far).mul_(direction).mul_(inverse)
         if rare.any():
             with torch.enable_grad():
-                rare_middle, rare_half_width = (argument[rare].detach().requires_grad_() for argument in (middle, half_width))
-                exact = everywhere(rare_middle, rare_half_width, at_lower[rare], at_upper[rare])
-                by_rare_middle, by_rare_half_width = torch.autograd.grad(exact.sum(), (rare_middle, rare_half_width))
-            log_mass[rare], by_middle[rare], by_half_width[rare] = exact.detach(), by_rare_middle, by_rare_half_width
-        ctx.save_for_backward(by_middle, by_half_width)
-        result: Tensor = log_mass
+                parts = [part.expand(rare.shape)[rare].detach().requires_grad_() for part in (location, log_scale)]
+                exact = log_normal_mass(*interval.at(rare).standardised(*parts))
+                by_location[rare], by_log_scale[rare] = torch.autograd.grad(exact.sum(), parts)
+            log_mass[rare] = exact.detach()
+        observed = observed.to(location.dtype)
+        if observed.shape[-1] > 1:
+            log_mass, by_location, by_log_scale = (part.mul_(observed) for part in (log_mass, by_location, by_log_scale))
+            row_observed = observed.new_ones(())
+        else:
+            row_observed = observed.squeeze(-1)
+        ctx.save_for_backward(by_location, by_log_scale, row_observed)
+        result: Tensor = log_mass.sum(-1).mul_(row_observed)
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        by_middle, by_half_width = ctx.saved_tensors
-        return gradients[0] * by_middle, gradients[0] * by_half_width, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_location, by_log_scale, row_observed = ctx.saved_tensors
+        gradient = gradients[0] * row_observed
+        return by_location * gradient[..., None], gradient.flatten() @ by_log_scale.flatten(0, -2), None, None, None, None, None
 
 
-def everywhere(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
-    """Returns the same by formulas that hold anywhere.
+def log_normal_mass(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
+    """Returns log(Phi(middle + half_width) - Phi(middle - half_width)); at_lower and at_upper extend the interval to infinity.
 
     Both ends are mirrored into the lower tail, where log Phi keeps its precision. A narrow interval has the mass
     phi(middle) * 2 * half_width * sinh(u)/u * exp(-half_width^2 / 6) with u = middle * half_width, to a relative error of about

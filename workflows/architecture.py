@@ -23,8 +23,9 @@ def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
 
 
 def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
-    common: dict[str, Any] = {"name": field.name, "valid_size": field.valid_size}
     columns = field.columns
+    with_flags = any(column.null_fraction > 0 or column.element_nulls for column in columns)
+    common: dict[str, Any] = {"name": field.name, "valid_size": field.valid_size, "with_flags": with_flags}
     match field.kind:
         case "numeric":
             return common | {"likelihood": "gaussian", "size": field.size}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 import ray.data
+import ray.train
 
 from workflows.config import ClusterConfig, ConfigError
 from workflows.errors import ServiceError, logger
@@ -19,6 +20,8 @@ from workflows.job import stop_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
+# What a Ray of one job does without: looking for nodes that are taken away, and metrics that nobody reads.
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
 
 def is_submitted() -> bool:
@@ -49,6 +52,8 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
             os.environ["PYTHONPATH"] = os.pathsep.join(
                 filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
             )  # what Ray's processes inherit
+            for name, value in ALONE.items():
+                os.environ.setdefault(name, value)
             # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -76,23 +81,45 @@ def possible_resources() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Workers:
-    """What the training workers get: how many, and the resources of each."""
+    """What the training workers get: how many at most, and at least, and the resources of each."""
 
     num_workers: int
+    fewest: int
     use_gpu: bool
     per_worker: dict[str, float]
+    resize_interval_s: float
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.fewest < self.num_workers
+
+    @property
+    def reading_cpus(self) -> int:
+        """What a reading task takes: none beside workers that take whatever CPUs there are, or both would wait for ever."""
+        return 0 if self.is_elastic else 1
+
+    def scaling(self) -> ray.train.ScalingConfig:
+        """Returns this as Ray Train takes it."""
+        wanted = (self.fewest, self.num_workers) if self.is_elastic else self.num_workers
+        return ray.train.ScalingConfig(
+            num_workers=wanted,
+            use_gpu=self.use_gpu,
+            resources_per_worker=self.per_worker,
+            elastic_resize_monitor_interval_s=self.resize_interval_s,
+        )
 
 
 def claim_workers(config: ClusterConfig) -> Workers:
-    """Returns the workers' resources once the cluster has them, and a CPU more for reading.
+    """Returns the workers' resources once the cluster has them for the fewest that will do, and what reading takes beside them.
 
     Raises ServiceError where it cannot have them, or they did not come in time.
     """
-    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.num_workers)
+    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.fewest_workers)
     per_worker = {"CPU": float(config.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    needed = {name: amount * config.num_workers for name, amount in per_worker.items()}
-    require_resources(needed | {"CPU": needed["CPU"] + 1}, config.start_timeout_s)
-    return Workers(config.num_workers, use_gpu, per_worker)
+    needed = {name: amount * config.fewest_workers for name, amount in per_worker.items()}
+    workers = Workers(config.num_workers, config.fewest_workers, use_gpu, per_worker, config.resize_interval_s)
+    require_resources(needed | {"CPU": needed["CPU"] + workers.reading_cpus}, config.start_timeout_s)
+    return workers
 
 
 def choose_gpu(num_workers: int) -> bool:

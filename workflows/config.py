@@ -28,8 +28,13 @@ class ClusterConfig:
     """A running Ray cluster ("auto" or host:port); without it Ray starts in this process, unless RAY_ADDRESS or the job says otherwise."""
     num_workers: int = 2
     """Training workers."""
+    min_workers: int | None = None
+    """Training starts, and goes on, with as few workers as this when nodes are not there or leave, and takes more again, up to num_workers,
+    when they come; default: always num_workers. The numbers are the same."""
     use_gpu: bool | Literal["auto"] = "auto"
     """One GPU per worker; auto: when the cluster has, or can start, as many."""
+    resize_interval_s: float = 60.0
+    """Seconds between looks for nodes while fewer than num_workers work; taking them in costs a start of all workers."""
     cpus_per_worker: int = 1
     """Logical CPUs, and PyTorch threads, per worker."""
     start_timeout_s: float = 900.0
@@ -39,10 +44,17 @@ class ClusterConfig:
     max_failures: int = 3
     """Times that training goes on from the last checkpoint by itself after a worker or its node was lost."""
 
+    @property
+    def fewest_workers(self) -> int:
+        return self.num_workers if self.min_workers is None else self.min_workers
+
     def check(self) -> None:
         require(self.collective_timeout_s >= 1, "cluster.collective_timeout_s", self.collective_timeout_s, "at least 1")
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "at least 0")
         require(self.num_workers >= 1, "cluster.num_workers", self.num_workers, "at least 1")
+        fewest = self.min_workers
+        require(fewest is None or 1 <= fewest <= self.num_workers, "cluster.min_workers", fewest, "between 1 and cluster.num_workers")
+        require(self.resize_interval_s > 0, "cluster.resize_interval_s", self.resize_interval_s, "above 0")
         require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", self.cpus_per_worker, "at least 1")
 
 

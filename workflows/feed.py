@@ -181,7 +181,14 @@ def training_stretches(
 
 
 def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, model: VAE) -> Iterator[tuple[int, Rows, Tensor]]:
-    """Yields every row of a side once, each shard's in chunks of its own: the shard, rows [B], and noise [S, B, L]."""
+    """Yields every row of a side once, each shard's in chunks of its own: the shard, rows [B], and noise [S, B, L].
+
+    S * B is at most EVALUATION_ROWS, so that several samples take no more memory than one.
+    """
+    rows_at_once = max(1, EVALUATION_ROWS // num_samples)
     for shard, begin, chunk in rows.chunks():
         seed = plan.noise_seed(EVALUATION_EPOCH + side, begin, shard)
-        yield shard, chunk.to(model.device), standard_normal(seed, (num_samples, chunk.num_rows, model.latent_dim), model)
+        noise = standard_normal(seed, (num_samples, chunk.num_rows, model.latent_dim), model)
+        for start in range(0, chunk.num_rows, rows_at_once):
+            end = min(start + rows_at_once, chunk.num_rows)
+            yield shard, chunk.slice(start, end).to(model.device), noise[:, start:end]

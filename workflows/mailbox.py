@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 
 Message = dict[str, Any]
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 2.0
 
 
 @ray.remote(num_cpus=0, max_concurrency=1000)

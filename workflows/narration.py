@@ -29,16 +29,17 @@ class Narrator:
         self.is_terminal = sys.stderr.isatty()
         self.best: tuple[int, float] | None = None
         self.told: set[str] = set()
-        self.num_starts = 0
+        self.num_workers = 0
 
     def hear(self, message: Message) -> None:
         kind = message["kind"]
         if kind == "status":
             self.show_status(message)
         elif kind == "started":
-            self.num_starts += 1
-            if self.num_starts > 1:
-                logger.warning("workers were lost; new ones go on after step %d (epoch %d)", message["step"], message["epoch"] + 1)
+            before, self.num_workers = self.num_workers, message["workers"]
+            if before:
+                what = "workers came" if self.num_workers > before else "workers were lost"
+                logger.warning("%s; %d go on after step %d (epoch %d)", what, self.num_workers, message["step"], message["epoch"] + 1)
         elif kind in ("steps", "epoch"):
             metrics = {name: value for name, value in message["metrics"].items() if name != "epoch"}
             self.log.append(kind, int(message["step"]), metrics)

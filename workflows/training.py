@@ -149,14 +149,16 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
     )
     max_bytes = memory_of_worker(config)
     streamed = must_stream(config, prepared, plan, max_bytes)
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+    mailbox = Mailbox.options(label_selector=here).remote()  # type: ignore[attr-defined]
     task = WorkerTask(
         architecture(prepared.encoding, config.model),
         {item.name: [column.name for column in item.columns] for item in prepared.encoding.fields},
         layout(prepared.encoding),
         plan,
         prepared.num_rows,
-        streams(config, prepared, plan.num_shards, max_bytes) if streamed else None,
+        streams(config, prepared, plan.num_shards, max_bytes, workers.reading_cpus) if streamed else None,
+        workers.is_elastic,
         config.objective,
         config.training,
         config.run,
@@ -166,11 +168,9 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.per_worker
-        ),
+        scaling_config=workers.scaling(),
         torch_config=TorchConfig(timeout_s=config.cluster.collective_timeout_s),
-        datasets={} if streamed else datasets(prepared, plan.num_shards, workers.num_workers, config.data.max_batch_bytes),
+        datasets={} if streamed else datasets(prepared, plan.num_shards, workers, config.data.max_batch_bytes),
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         # Checkpoints are ours, so nothing that Ray keeps of an earlier start is read.
         run_config=ray.train.RunConfig(
@@ -183,24 +183,25 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
     run_trainer(trainer, mailbox, hear)
 
 
-def datasets(prepared: Prepared, num_shards: int, num_workers: int, max_batch_bytes: int) -> dict[str, Any]:
-    """Returns SIDE-RANK -> dataset: each worker's own rows of each side."""
-    result = {}
+def datasets(prepared: Prepared, num_shards: int, workers: Workers, max_batch_bytes: int) -> dict[str, Any]:
+    """Returns SIDE-RANK -> dataset: each worker's own rows of each side; SIDE-SHARD where how many workers there will be is not known."""
+    num_readers, result = num_shards if workers.is_elastic else workers.num_workers, {}
     for side, source in prepared.sources.items():
-        for rank, plan in enumerate(readings_by_rank(source.groups, source.counts, [side], num_shards, num_workers)):
+        reader = Reader(source.table.filesystem, prepared.encoding, source.fractions, max_batch_bytes)
+        for number, plan in enumerate(readings_by_rank(source.groups, source.counts, [side], num_shards, num_readers)):
             if plan:
-                result[f"{side}-{rank}"] = reading_dataset(source.table, plan, prepared.encoding, source.fractions, max_batch_bytes)
+                result[f"{side}-{number}"] = reading_dataset(reader, plan, bytes_per_row(prepared.encoding), workers.reading_cpus)
     return result
 
 
-def streams(config: TrainConfig, prepared: Prepared, num_shards: int, max_bytes: int) -> dict[int, Stream]:
+def streams(config: TrainConfig, prepared: Prepared, num_shards: int, max_bytes: int, reading_cpus: int) -> dict[int, Stream]:
     """Returns side -> what reads its rows window by window."""
     result = {}
     for side, source in prepared.sources.items():
         reader = Reader(source.table.filesystem, prepared.encoding, source.fractions, config.data.max_batch_bytes)
         starts = np.concatenate([np.zeros(1, np.int64), source.counts[:, side].cumsum()])
         bounds = shard_bounds(int(starts[-1]), num_shards)
-        result[side] = Stream(reader, layout(prepared.encoding), source.groups, starts, side, bounds, max_bytes // 4)
+        result[side] = Stream(reader, layout(prepared.encoding), source.groups, starts, side, bounds, max_bytes // 4, reading_cpus)
     return result
 
 
@@ -212,7 +213,7 @@ def memory_of_worker(config: TrainConfig) -> int:
 def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: int) -> bool:
     """Returns whether a worker's rows do not fit its memory. Raises ConfigError where not even what streaming holds at once does."""
     row_bytes = bytes_per_row(prepared.encoding)
-    shards = -(-plan.num_shards // config.cluster.num_workers)
+    shards = -(-plan.num_shards // config.cluster.fewest_workers)
     needed = sum(shards * -(-count // plan.num_shards) for count in prepared.num_rows.values()) * row_bytes
     if needed <= max_bytes:
         return False

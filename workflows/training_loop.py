@@ -6,11 +6,14 @@ Shapes: B rows of a step on this worker, L latent dimensions, S samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray.train
 import torch
 import torch.distributed as dist
@@ -18,9 +21,8 @@ from ray.actor import ActorHandle
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
-from data.encoding import Arrays
 from data.plan import Plan, shard_bounds, shards_of_rank
-from data.shard import Layout, ResidentRows, fill_resident
+from data.shard import PLACE, Layout, ResidentRows, fill_resident
 from data.split import TRAIN, VALIDATION
 from data.stream import Stream
 from vae.model import VAE
@@ -43,7 +45,8 @@ FAREWELL_S = 30
 class WorkerTask:
     """Everything that a worker is told. num_rows: side of the split -> rows of the whole table; columns: field -> its columns' names.
 
-    streams: side -> where its rows come from again and again, where they do not fit; None where workers hold them.
+    streams: side -> where its rows come from again and again, where they do not fit; None where workers hold them. by_shard: whether there
+    is a dataset for every logical shard, instead of one for every worker.
     """
 
     architecture: dict[str, Any]
@@ -52,6 +55,7 @@ class WorkerTask:
     plan: Plan
     num_rows: dict[int, int]
     streams: dict[int, Stream] | None
+    by_shard: bool
     objective: ObjectiveConfig
     training: TrainingConfig
     run: RunConfig
@@ -104,7 +108,8 @@ def train(state: TrainingState, worker: Worker) -> None:
     sides = open_rows(worker)
     model = prepare_model(state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
-    worker.tell(progress.step, {"kind": "started", "step": progress.step, "epoch": progress.epoch}, *progress.unkept)
+    started = {"kind": "started", "step": progress.step, "epoch": progress.epoch, "workers": worker.world_size}
+    worker.tell(progress.step, started, *progress.unkept)
     while not is_last(progress, task.training, num_steps):
         if train_epoch(model, state, worker, sides[TRAIN], num_steps) == "stop":
             worker.save(state)
@@ -115,8 +120,8 @@ def train(state: TrainingState, worker: Worker) -> None:
         worker.save(state)
         worker.tell(progress.step, {"kind": "epoch", "step": entry["epoch"], "metrics": entry})
     state.model.load_state_dict(state.best)
-    for name, side in (("train", TRAIN), ("validation", VALIDATION)):
-        progress.scores[name] = evaluate(state.model, worker, sides.get(side), side, FINAL_SAMPLES)
+    for name, side, num_samples in (("train", TRAIN, 1), ("validation", VALIDATION, FINAL_SAMPLES)):
+        progress.scores[name] = evaluate(state.model, worker, sides.get(side), side, num_samples)
     progress.finished = True
     worker.save(state)
 
@@ -147,19 +152,23 @@ def open_rows(worker: Worker) -> dict[int, SideRows]:
             size = dict(zip(shards, sizes, strict=True))
             found[side] = StreamedRows(size, no_rows, task.plan.shuffle_window_rows, task.streams[side].windows)
             continue
-        arrays = read_rows(f"{side}-{worker.rank}", task, side, sum(sizes))
+        starts = np.cumsum([0, *sizes])[:-1].tolist()
+        apart = zip(shards, starts, sizes, strict=True) if task.by_shard else [(worker.rank, 0, sum(sizes))]
+        blocks = blocks_of({f"{side}-{number}": place for number, place, size in apart if size})
+        arrays = fill_resident(blocks, task.layout, {side: sum(sizes)})[side].arrays
         num_bytes = sum(array.nbytes for array in arrays.values())
         resident = worker.device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(worker.device)[0]
-        starts = np.cumsum([0, *sizes])[:-1].tolist()
         rows = Rows.from_arrays(arrays, worker.device if resident else "cpu")
         found[side] = HeldRows(rows, dict(zip(shards, starts, strict=True)), dict(zip(shards, sizes, strict=True)))
     return found
 
 
-def read_rows(dataset: str, task: WorkerTask, side: int, num_rows: int) -> Arrays:
-    """Returns this worker's rows of one side, from the dataset that the driver planned for it (none for no rows)."""
-    blocks = ray.train.get_dataset_shard(dataset).iter_batches(batch_size=None, batch_format="pyarrow") if num_rows else iter(())
-    return fill_resident(blocks, task.layout, {side: num_rows})[side].arrays
+def blocks_of(places: Mapping[str, int]) -> Iterator[pa.Table]:
+    """Yields encoded rows from datasets that the driver planned; places: dataset -> where its first row belongs."""
+    for dataset, place in places.items():
+        for block in ray.train.get_dataset_shard(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):
+            number = block.schema.get_field_index(PLACE)
+            yield block.set_column(number, PLACE, pc.add(block[PLACE], place))
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:

@@ -185,7 +185,7 @@ def test_a_missing_cell_has_features_of_zero_and_a_flag() -> None:
     rows = make_rows()
     model = build(FIELDS)
     features = model.features(rows)
-    sizes = [(lik.num_features, model.valid_sizes[name]) for name, lik in model._likelihoods().items()]
+    sizes = [(lik.num_features, model.flag_sizes[name]) for name, lik in model._likelihoods().items()]
     parts = iter(torch.split(features, [size for pair in sizes for size in pair], 1))
     for name, likelihood in model._likelihoods().items():
         cells, flags = next(parts), next(parts)
@@ -194,6 +194,16 @@ def test_a_missing_cell_has_features_of_zero_and_a_flag() -> None:
         assert (cells[~seen] == 0).all()
         assert torch.equal(cells[seen], likelihood.features(rows.values[name])[seen].float())
     assert next(parts, None) is None
+
+
+def test_a_field_without_nulls_has_no_flags_and_a_cell_missing_for_the_first_time_counts_as_the_mean() -> None:
+    model = build([{**field, "with_flags": False} for field in FIELDS])
+    rows = make_rows()
+    features = model.features(rows)
+    assert features.shape[1] == sum(lik.num_features for lik in model._likelihoods().values())
+    likelihood = model._likelihoods()["numeric"]
+    assert torch.equal(features[:, : likelihood.num_features], likelihood.observed_features(rows.values["numeric"], rows.valid["numeric"]))
+    assert not rows.valid["numeric"].all()
 
 
 def test_a_row_without_a_cell_has_a_log_likelihood_of_exactly_its_log_jacobian() -> None:

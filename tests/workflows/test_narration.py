@@ -58,12 +58,14 @@ def test_a_validation_elbo_that_stands_still_is_said_with_its_best_epoch(narrato
 
 
 def test_skipped_steps_and_lost_workers_are_said(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
-    narrator.hear({"kind": "started", "step": 0, "epoch": 0})
+    narrator.hear({"kind": "started", "step": 0, "epoch": 0, "workers": 2})
     assert "lost" not in caplog.text
     narrator.hear(epoch(0, skipped=2))
     assert "2 steps were skipped" in caplog.text
-    narrator.hear({"kind": "started", "step": 7, "epoch": 1})
-    assert "workers were lost; new ones go on after step 7 (epoch 2)" in caplog.text
+    narrator.hear({"kind": "started", "step": 7, "epoch": 1, "workers": 1})
+    assert "workers were lost; 1 go on after step 7 (epoch 2)" in caplog.text
+    narrator.hear({"kind": "started", "step": 9, "epoch": 1, "workers": 2})
+    assert "workers came; 2 go on after step 9 (epoch 2)" in caplog.text
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (65, "1 min 05 s"), (3900, "1 h 05 min")])

@@ -16,8 +16,9 @@ import mlflow
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 
-from tests.running import Outcome, Trained, run_job, start_job
+from tests.running import LONG_S, Outcome, Trained, run_job, start_job, wait_until
 
 EPOCHS, BATCH, ROWS = 12, 2, 257
 
@@ -69,7 +70,7 @@ def same_curve(folder: Path, outcome: Outcome, undisturbed: tuple[dict[int, floa
     assert [(run.info.run_id, run.info.status) for run in runs] == [(outcome.json["run_id"], "FINISHED")]
     assert [version.run_id for version in client.search_model_versions("name = 'vae'")] == [outcome.json["run_id"]]
     epochs = client.get_metric_history(outcome.json["run_id"], "validation/elbo_nats_per_row")
-    assert sorted(point.step for point in epochs) == list(range(EPOCHS))
+    assert sorted(point.step for point in epochs) == list(range(outcome.json["num_epochs"]))
     logged = client.get_metric_history(outcome.json["run_id"], "train_steps/elbo_nats_per_row")
     assert {point.step: point.value for point in logged} == curve(folder)
     assert len(logged) == len(expected)
@@ -130,7 +131,7 @@ def test_a_killed_worker_costs_nothing_but_time(table: Path, ray_address: str, u
         wait_for_steps(tmp_path, 300, process)
         workers()[-1].kill()
         assert process.wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()
-    assert "workers were lost; new ones go on after step" in (tmp_path / "log.txt").read_text()
+    assert "workers were lost; 2 go on after step" in (tmp_path / "log.txt").read_text()
     same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
 
 
@@ -195,3 +196,32 @@ def test_a_worker_that_stands_still_ends_the_run_by_its_rank(table: Path, ray_ad
     (failed,) = re.findall(r"worker of rank (\d): ", log)
     (silent_rank,) = re.findall(r"worker of rank (\d) was last heard of \d+ s ago, after step \d+", log)
     assert {failed, silent_rank} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_nodes_that_come_and_leave_change_nothing_but_the_number_of_workers(table: Path, tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    folders = [tmp_path / "alone", tmp_path / "elastic"]
+    for folder in folders:
+        folder.mkdir()
+    longer = ("--training.epochs", 60, "--cluster.min_workers", 1)
+    elastic = ("--cluster.resize_interval_s", 2, "--cluster.collective_timeout_s", 30)
+    try:
+        whole = run_job(folders[0], "train.py", *options(table, cluster.address, 1, *longer))
+        with running(folders[1], *options(table, cluster.address, 2, *longer, *elastic)) as process:
+
+            def wait_for(text: str) -> None:
+                wait_until(lambda: process.poll() is not None or text in (folders[1] / "log.txt").read_text())
+                assert text in (folders[1] / "log.txt").read_text()
+
+            wait_for_steps(folders[1], 100, process)
+            node = cluster.add_node(num_cpus=1)
+            wait_for("workers came; 2 go on after step")
+            wait_for_steps(folders[1], len(curve(folders[1])) + 500, process)
+            cluster.remove_node(node)
+            wait_for("workers were lost; 1 go on after step")
+            assert process.wait(timeout=LONG_S) == 0, (folders[1] / "log.txt").read_text()
+        outcome = run_job(folders[1], "train.py", *options(table, cluster.address, 2, *longer, *elastic))
+        same_curve(folders[1], outcome, (curve(folders[0]), whole))
+    finally:
+        cluster.shutdown()
