@@ -1,4 +1,4 @@
-"""Claims about benchmarks/plan.py: it runs in a checkout, whatever the current folder, and prints what its docstring says. No figures."""
+"""Claims about benchmarks/plan.py and step.py: they run in a checkout, whatever the current folder, and print what they say. No figures."""
 
 from __future__ import annotations
 
@@ -57,3 +57,17 @@ def test_plan_says_what_resident_rows_take(plan: Any) -> None:
     assert first["gb_per_worker"] == round(first["rows"] * first["bytes_per_row"] / first["workers"] / 1e9, 1)
     assert set(plan["footers"]) == {"cpu_us_per_file", "peak_kb_per_file"}
     assert set(plan["exponents"]) == {"training", "encode"}
+
+
+def test_the_step_benchmark_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
+    """Both are hidden from it by modules that cannot be imported."""
+    for name in ("ray", "mlflow"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')")
+    command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--device", "cpu", "--workloads", "W2,W3"]
+    options = ["--batch_rows", "32", "--num_rows", "100", "--steps", "2"]
+    environment = job_environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [(r["workload"], r["precision"]) for r in results] == [(w, p) for w in ("W2", "W3") for p in ("float32", "bfloat16")]
+    assert all(r["rows_per_s"] > 0 and r["memory"] > 0 and r["arithmetic"] > 0 and r["busy"] > 0 for r in results)

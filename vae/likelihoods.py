@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vae.normal_mass import LOG_SQRT_2PI, Interval, log_normal_mass, residual, sum_log_mass
+from vae.normal_mass import LOG_SQRT_2PI, Interval, log_normal_mass, may_look_at, residual, sum_log_mass
 
 # Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
@@ -315,7 +315,7 @@ class CategoricalCells(CellDistribution):
 
     def log_normaliser(self) -> Tensor:
         """Returns log sum exp of each column's scores, [.., B, C], all columns in one pass."""
-        if self.logits.device.type == "cpu":  # elsewhere a look at the sums would make the host wait for the device
+        if may_look_at(self.logits):
             highest = self.logits.detach().amax(-1, keepdim=True)
             sums = self._sums(torch.exp(self.logits - highest))
             if sums.numel() == 0 or bool(sums.min() > SMALLEST_SUM):

@@ -33,6 +33,11 @@ def log_ndtr(x: Tensor) -> Tensor:
     return torch.where(x < -1, log_tail, torch.log1p(-0.5 * torch.special.erfc(SQRT_HALF * rest)))
 
 
+def may_look_at(tensor: Tensor) -> bool:
+    """Whether code may branch on numbers: elsewhere than on the CPU the host would wait for them, and torch.compile cannot follow."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class Interval(NamedTuple):
     """Intervals middle - half_width .. middle + half_width, [B, D] each or broadcast; at_lower and at_upper extend them to infinity."""
 
@@ -61,10 +66,9 @@ def sum_log_mass(location: Tensor, log_scale: Tensor, interval: Interval, observ
 
     location [.., B, D], log_scale [D], observed bool [B, D] or [B, 1].
     """
-    if location.device.type == "cpu":
+    if may_look_at(location):
         result: Tensor = SumLogMass.apply(location, log_scale, observed, *interval)  # type: ignore[no-untyped-call]
         return result
-    # To pick the rare cells would make the host wait for the device.
     return torch.where(observed, log_normal_mass(*interval.standardised(location, log_scale)), 0.0).sum(-1)
 
 

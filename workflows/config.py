@@ -204,6 +204,9 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16", "auto", "float64"] = "float32"
     """bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16 where the processor has it, else float32;
     float64: everything, to compare runs."""
+    compile: bool = False
+    """Compile the model (torch.compile): a minute or more of compilation per worker; on GPUs steps are captured and replayed whole. On CPUs
+    it needs a C++ compiler; numbers and vectors gain, images lose."""
     max_time_s: float | None = None
     """Seconds of training, restarts included, after which it ends with the epoch as far as it came."""
     early_stopping_patience: int = 10

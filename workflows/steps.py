@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vae.model import VAE
 from vae.rows import Rows
 from workflows.checkpoint import Progress
 from workflows.config import RunConfig, TrainingConfig
@@ -46,6 +47,12 @@ def take_step(
     optimizer.step(learning_rate, number)
     elbo, log_likelihood, kl = (part.detach().double().sum() for part in bound)
     return torch.stack([torch.full_like(elbo, rows.num_rows), elbo, log_likelihood, kl])
+
+
+def compiled(model: VAE) -> nn.Module:
+    """Returns the model compiled; on a GPU its forward and backward passes are captured and replayed whole (CUDA graphs)."""
+    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    return torch.compile(model, mode=mode)  # type: ignore[return-value]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -34,7 +34,7 @@ from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
 from workflows.mailbox import Line, Message
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 from workflows.scoring import metrics, scores, shard_sums
-from workflows.steps import Ledger, Settled, describe_batch, take_step
+from workflows.steps import Ledger, Settled, compiled, describe_batch, take_step
 
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
 # How long a worker waits at its end for what it said to arrive.
@@ -106,7 +106,7 @@ def train_worker(config: dict[str, Any]) -> None:
 def train(state: TrainingState, worker: Worker) -> None:
     task, progress = worker.task, state.progress
     sides = open_rows(worker)
-    model = prepare_model(state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
+    model = prepare_model(compiled(state.model) if task.training.compile else state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
     started = {"kind": "started", "step": progress.step, "epoch": progress.epoch, "workers": worker.world_size}
     worker.tell(progress.step, started, *progress.unkept)

@@ -21,7 +21,7 @@ from workflows.config import RunConfig, TrainingConfig
 from workflows.feed import HeldRows, StreamedRows, training_stretches
 from workflows.optimization import Optimizer
 from workflows.scoring import scores, shard_sums
-from workflows.steps import Ledger, describe_batch, take_step
+from workflows.steps import Ledger, compiled, describe_batch, take_step
 
 LATENT_DIM = 2
 FIELDS: list[dict[str, Any]] = [{"name": "x", "likelihood": "gaussian", "size": 3, "valid_size": 3}]
@@ -171,6 +171,29 @@ def train_alone(plan: Plan, training: TrainingConfig, settle_after: int | None =
             if due or number + 1 == len(stretch.steps):
                 told += ledger.settle(progress, optimizer, stop=False).metrics
     return model, progress, told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.parametrize("name", ["discretised_gaussian", "categorical", "gaussian"])
+def test_a_compiled_model_has_the_same_bound_and_gradients(name: str) -> None:
+    arguments: dict[str, Any] = {
+        "discretised_gaussian": {"size": 3, "half_width": [0.5], "lower": [-2.0], "upper": [2.0]},
+        "categorical": {"sizes": [2, 5, 3]},
+        "gaussian": {"size": 3},
+    }
+    torch.manual_seed(0)
+    model = VAE([{"name": "x", "likelihood": name, "valid_size": 3} | arguments[name]], LATENT_DIM, [8]).double()
+    values = torch.randint(0, 2, (12, 3)).double() if name != "categorical" else torch.randint(0, 2, (12, 3))
+    rows = Rows({"x": values}, {"x": torch.rand(12, 3) > 0.2}, torch.zeros(12, dtype=torch.float64))
+    found = []
+    for forward in (model, compiled(model)):
+        for num_rows in (12, 7):  # a last batch is smaller
+            model.zero_grad()
+            bound = forward(rows.slice(0, num_rows), torch.ones(num_rows, LATENT_DIM, dtype=torch.float64))
+            bound.elbo.sum().backward()
+            found.append([bound.elbo.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[2:], found[:2], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("settle_after", [1, 4, 1000])
