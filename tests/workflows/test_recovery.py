@@ -207,7 +207,8 @@ def test_nodes_that_come_and_leave_change_nothing_but_the_number_of_workers(tabl
     longer = ("--training.epochs", 60, "--cluster.min_workers", 1)
     elastic = ("--cluster.resize_interval_s", 2, "--cluster.collective_timeout_s", 30)
     try:
-        whole = run_job(folders[0], "train.py", *options(table, cluster.address, 1, *longer))
+        whole = run_job(folders[0], "train.py", *options(table, cluster.address, 2, *longer))
+        assert whole.code == 0, whole.stderr
         with running(folders[1], *options(table, cluster.address, 2, *longer, *elastic)) as process:
 
             def wait_for(text: str) -> None:
