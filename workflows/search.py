@@ -27,7 +27,7 @@ from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.space import SearchConfig, TuneConfig
 from workflows.training import STOP_S, Prepared, memory_of_worker
-from workflows.trials import ELBO, EPOCH, STATUS, Outcome, Told, Trial, measured, run_trial
+from workflows.trials import ELBO, EPOCH, STATUS, Outcome, Told, Trial, TrialActor, measured
 
 # How long a trial's end waits for MLflow; what it does not take in that time is sent at the search's end.
 TRIAL_CLOSE_S = 2.0
@@ -135,19 +135,23 @@ def search(
         return
     num_at_once = min(at_once(config, workers), len(waiting))
     logger.info("%s: %d trials, %d of them ended, %d at a time", this.name, len(trials), len(trials) - len(waiting), num_at_once)
-    told = Told([sharing(trial, num_at_once) for trial in trials], prepared, workers, held, Mailbox.remote())  # type: ignore[attr-defined]
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("RAY_TRAIN_", "TORCH_"))}
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    told = Told([sharing(trial, num_at_once) for trial in trials], prepared, workers, held, mailbox, environment)
     watch = Watch(trials, registry)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, told=told), {"CPU": 0}),
+        # CPUs are for the workers and for reading; Tune does not take a trial that asks for nothing.
+        tune.with_resources(tune.with_parameters(TrialActor, told=told), {"memory": 1}),
         param_space={"number": tune.grid_search(waiting)},
-        tune_config=tune.TuneConfig(scheduler=halving(config.tune, trials), max_concurrent_trials=num_at_once),
+        tune_config=tune.TuneConfig(scheduler=halving(config.tune, trials), max_concurrent_trials=num_at_once, reuse_actors=True),
         # Checkpoints and what came of the trials are ours, so nothing that Tune keeps of an earlier start is read.
         run_config=tune.RunConfig(
             name=f"attempt-{held.attempt:06d}",
             storage_path=f"{this.folder}/ray",
             storage_filesystem=this.filesystem,
             failure_config=tune.FailureConfig(fail_fast=True),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[watch],
             verbose=0,
         ),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 from dataclasses import dataclass, field, replace
+from queue import Queue
 from typing import Any, Literal
 
 import ray
@@ -74,58 +77,95 @@ def measured(entry: dict[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Told:
-    """What every trial's actor is told. held: the search's checkpoints; mailbox: says whether to stop."""
+    """What every trial's actor is told. held: the search's checkpoints; mailbox: says whether the search stops.
+
+    environment: what the driver set for Ray Train, which the actor starts in its place.
+    """
 
     trials: list[Trial]
     prepared: Prepared
     workers: Workers
     held: Checkpoints
     mailbox: ActorHandle
+    environment: dict[str, str]
 
 
-def run_trial(parameters: dict[str, int], told: Told) -> None:
-    """Trains one trial from where it stands, and tells Ray Tune every epoch, those of earlier starts too.
+class TrialActor(tune.Trainable):
+    """Trains a trial from where it stands, in a thread, and tells Ray Tune every epoch, those of earlier starts too.
 
-    Its last epoch is told when its checkpoint is finished, so that nothing stops it before.
+    The last epoch is told when its checkpoint is finished, so that nothing stops the trial before. However it ends, its workers have
+    ended first.
     """
-    trial = told.trials[parameters["number"]]
-    checkpoints = trial.checkpoints(told.held)
-    num_told, stopping = 0, False
 
-    def is_stopping() -> bool:
-        return bool(ray.get(told.mailbox.push.remote(trial.number, num_told, []))[0])
+    def setup(self, config: dict[str, Any], told: Told) -> None:
+        os.environ.update(told.environment)
+        self.told = told
+        self.start(config)
 
-    def tell(entry: dict[str, float], **more: Any) -> None:
-        nonlocal num_told
-        if entry["epoch"] >= num_told:
-            num_told = int(entry["epoch"]) + 1
-            tune.report({EPOCH: num_told, ELBO: measured(entry), "entry": entry, **more})
+    def start(self, config: dict[str, Any]) -> None:
+        self.trial, self.num_told, self.stopping, self.interrupted = self.told.trials[config["number"]], 0, False, False
+        self.results: Queue[dict[str, Any] | BaseException] = Queue()
+        self.thread = threading.Thread(target=self.train_to_the_end, daemon=True)
+        self.thread.start()
 
-    def hear(message: Message) -> None:
-        nonlocal stopping
-        if stopping:  # the workers say their last
+    def step(self) -> dict[str, Any]:
+        result = self.results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def cleanup(self) -> None:
+        self.stopping = True
+        self.thread.join()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial, so that not every one waits for a process of its own."""
+        self.cleanup()
+        self.start(new_config)
+        return True
+
+    def train_to_the_end(self) -> None:
+        try:
+            self.results.put({EPOCH: self.num_told, ELBO: NO_ELBO, "done": True} | self.train_trial())
+        except BaseException as error:  # raised again where Tune asks for the next epoch
+            self.results.put(error)
+
+    def train_trial(self) -> dict[str, Any]:
+        """Returns what the trial says last."""
+        trial, told = self.trial, self.told
+        checkpoints = trial.checkpoints(told.held)
+        files = checkpoints.newest()
+        for entry in progress_of(files).history if files else []:
+            self.tell(entry)
+        try:
+            self.refuse_to_go_on_where_stopping()
+            if checkpoints.finished() is None:
+                fit(trial.config, told.prepared, trial.run, checkpoints, told.workers, self.hear)
+        except KeyboardInterrupt:  # the workers have saved where they stood
+            return {}
+        except ComputationError as error:
+            return {EPOCH: self.num_told, "failed": str(error)}
+        files = checkpoints.finished()
+        if files is None:
+            raise ComputationError(f"{trial.run.name} ended without a finished checkpoint")
+        history = progress_of(files).history
+        return {EPOCH: len(history), ELBO: measured(history[-1]), "finished": history}
+
+    def hear(self, message: Message) -> None:
+        if self.interrupted:  # the workers say their last
             return
-        if is_stopping():
-            stopping = True
-            raise KeyboardInterrupt
-        if message["kind"] == "epoch" and message["metrics"]["epoch"] + 1 < trial.config.training.epochs:
-            tell(message["metrics"])
+        self.refuse_to_go_on_where_stopping()
+        if message["kind"] == "epoch":
+            self.tell(message["metrics"])
 
-    if is_stopping():
-        return
-    files = checkpoints.newest()
-    for entry in progress_of(files).history[: trial.config.training.epochs - 1] if files else []:
-        tell(entry)
-    try:
-        if checkpoints.finished() is None:
-            fit(trial.config, told.prepared, trial.run, checkpoints, told.workers, hear)
-    except KeyboardInterrupt:  # the search stops: the workers have saved where they stood
-        return
-    except ComputationError as error:
-        tune.report({EPOCH: num_told, ELBO: NO_ELBO, "failed": str(error)})
-        return
-    files = checkpoints.finished()
-    if files is None:
-        raise ComputationError(f"{trial.run.name} ended without a finished checkpoint")
-    history = progress_of(files).history
-    tune.report({EPOCH: len(history), ELBO: measured(history[-1]), "finished": history})
+    def refuse_to_go_on_where_stopping(self) -> None:
+        """Raises KeyboardInterrupt, once, where Tune stops the trial or the driver the search."""
+        stop, _ = ray.get(self.told.mailbox.push.remote(self.trial.number, self.num_told, []))
+        if stop or self.stopping:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+    def tell(self, entry: dict[str, float]) -> None:
+        if self.num_told <= entry["epoch"] < self.trial.config.training.epochs - 1:
+            self.num_told = int(entry["epoch"]) + 1
+            self.results.put({EPOCH: self.num_told, ELBO: measured(entry), "entry": entry})
