@@ -57,18 +57,19 @@ def record_trials(trials: Sequence[Trial], registry: Registry, prepared: Prepare
             registry.show_status(str(trial.run.mlflow_run_id), "SCHEDULED")
 
 
-def at_once(config: SearchConfig, workers: Workers) -> int:
-    """Returns how many trials run at a time: what is asked, or what the cluster has workers for beside a CPU for reading.
+def at_once(config: SearchConfig, workers: Workers, num_waiting: int) -> int:
+    """Returns how many of the waiting trials run at a time: what is asked, or what the cluster has workers for beside a CPU for reading.
 
     Raises ServiceError where the cluster cannot have what is asked.
     """
     asked = config.tune.max_concurrent_trials
     if asked is not None:
-        claim_workers(replace(config.cluster, num_workers=asked * workers.num_workers))
-        return asked
+        claim_workers(replace(config.cluster, num_workers=min(asked, num_waiting) * workers.num_workers))
+        return min(asked, num_waiting)
     have = possible_resources()
     free = have | {"CPU": have["CPU"] - 1}
-    return max(1, min(int(free.get(name, 0) / (amount * workers.num_workers)) for name, amount in workers.per_worker.items()))
+    fitting = [int(free.get(name, 0) / (amount * workers.num_workers)) for name, amount in workers.per_worker.items()]
+    return max(1, min(*fitting, num_waiting))
 
 
 class Watch(tune.Callback):
@@ -109,18 +110,25 @@ class Watch(tune.Callback):
         mine, last = self.trials[trial.config["number"]], trial.last_result or {}
         if mine.number not in self.running:  # it waited, or started while the search was being stopped
             return
-        stack, log, elbos = self.running[mine.number]
+        _, _, elbos = self.running[mine.number]
         outcome: Outcome = "finished" if "finished" in last else "failed" if "failed" in last else "stopped"
         if not self.stopping or outcome != "stopped":
             mine.end(outcome, elbos, last.get("failed"))
             logger.info("%s %s after %d epochs%s", mine.run.name, outcome, len(elbos), f": {last['failed']}" if outcome == "failed" else "")
-        log.close(TRIAL_CLOSE_S)
-        stack.close()
-        self.registry.show_status(str(mine.run.mlflow_run_id), STATUS[mine.outcome or "stopped"])
-        del self.running[mine.number]
+        self.close(mine, mine.outcome or "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Notes what is not the trial's own fault: the search ends with it, and the trial has not."""
         self.stopping = True
+        self.close(self.trials[trial.config["number"]], "failed")
+
+    def close(self, trial: Trial, outcome: Outcome) -> None:
+        if trial.number in self.running:
+            stack, log, _ = self.running[trial.number]
+            log.close(TRIAL_CLOSE_S)
+            stack.close()
+            self.registry.show_status(str(trial.run.mlflow_run_id), STATUS[outcome])
+            del self.running[trial.number]
 
 
 def search(
@@ -133,13 +141,13 @@ def search(
     waiting = [trial.number for trial in trials if trial.outcome is None]
     if not waiting:
         return
-    num_at_once = min(at_once(config, workers), len(waiting))
+    num_at_once = at_once(config, workers, len(waiting))
     logger.info("%s: %d trials, %d of them ended, %d at a time", this.name, len(trials), len(trials) - len(waiting), num_at_once)
     environment = {name: value for name, value in os.environ.items() if name.startswith(("RAY_TRAIN_", "TORCH_"))}
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     told = Told([sharing(trial, num_at_once) for trial in trials], prepared, workers, held, mailbox, environment)
     watch = Watch(trials, registry)
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # the log is ours; with verbose=0, Tune's is none
     tuner = tune.Tuner(
         # CPUs are for the workers and for reading; Tune does not take a trial that asks for nothing.
         tune.with_resources(tune.with_parameters(TrialActor, told=told), {"memory": 1}),
