@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -148,6 +149,7 @@ def search(
     told = Told([sharing(trial, num_at_once) for trial in trials], prepared, workers, held, mailbox, environment)
     watch = Watch(trials, registry)
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # the log is ours; with verbose=0, Tune's is none
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         # CPUs are for the workers and for reading; Tune does not take a trial that asks for nothing.
         tune.with_resources(tune.with_parameters(TrialActor, told=told), {"memory": 1}),
@@ -216,4 +218,4 @@ def run_tuner(tuner: tune.Tuner, watch: Watch, told: Told) -> None:
             time.sleep(0.1)
         raise
     for error in outcome.result().errors:
-        raise error
+        raise getattr(error, "cause", None) or error  # as the trial raised it; as Ray wraps it, its message is a traceback
