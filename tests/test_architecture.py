@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data", "vae", "workflows")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-ENTRIES = {"workflows.train", "workflows.encode", "workflows.generate", "workflows.demo"}
+ENTRIES = {"workflows.train", "workflows.encode", "workflows.generate", "workflows.tune", "workflows.demo"}
 
 
 def module_name(path: Path) -> str:

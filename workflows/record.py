@@ -54,9 +54,10 @@ def refuse_lost_defaults(config: TrainConfig) -> None:
         problems.append(
             f"run.storage_path is {config.run.storage_path!r} in the job's temporary folder; name storage that every node reaches"
         )
+    job = Path(sys.argv[0]).name
     given = " ".join(shlex.quote(argument) for argument in sys.argv[1:])
     more = " ".join(f"{key} {value}" for key, value in advice.items())
-    check_submitted(problems, f"ray job submit --address http://HEAD:8265 --working-dir . -- python workflows/train.py {given} {more}")
+    check_submitted(problems, f"ray job submit --address http://HEAD:8265 --working-dir . -- python workflows/{job} {given} {more}")
 
 
 def identity(config: TrainConfig, table: Table, validation_table: Table | None) -> dict[str, Any]:
@@ -70,20 +71,30 @@ def identity(config: TrainConfig, table: Table, validation_table: Table | None) 
     }
 
 
-def record_start(config: TrainConfig, this: Run, registry: Registry, prepared: Prepared) -> None:
+def record_start(
+    config: TrainConfig,
+    this: Run,
+    registry: Registry,
+    prepared: Prepared,
+    *,
+    job: str = "train",
+    given: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+) -> None:
     """Logs all that is known before the first step, to a new MLflow run or that of the run which goes on.
 
+    given: the options as they are recorded, where they are not config's; parent: the MLflow run that this one is part of.
     Raises ServiceError where a new run cannot be recorded; one that goes on does without MLflow until it is back.
     """
     table = table_record(config, prepared)
     this.write(TABLE, json.dumps(table).encode())
-    resolved = asdict(config)
-    resolved["registry"]["tracking_uri"] = without_password(registry.uri)
+    resolved = dict(given or asdict(config))
+    resolved["registry"] = resolved["registry"] | {"tracking_uri": without_password(registry.uri)}
     if this.mlflow_run_id is not None:
         logger.info("going on with MLflow run %s", this.mlflow_run_id)
         return
     this.save()
-    tags = lineage() | {"run_name": this.name, "job": "train"}
+    tags = lineage() | {"run_name": this.name, "job": job} | ({"mlflow.parentRunId": parent} if parent else {})
     experiment_id = registry.open_experiment(config.registry.experiment)
     run_id = registry.open_run(experiment_id, this.name, this.key, flatten(resolved), tags)
     first = config.data.path if isinstance(config.data.path, str) else config.data.path[0]
@@ -114,11 +125,19 @@ def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
 
 
 def record_end(
-    config: TrainConfig, this: Run, registry: Registry, checkpoints: Checkpoints, table: Table, log: MetricsLog, started: float
+    config: TrainConfig,
+    this: Run,
+    registry: Registry,
+    checkpoints: Checkpoints,
+    table: Table,
+    log: MetricsLog,
+    started: float,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Registers the model of the run's finished checkpoint, logs what was measured and drawn, and returns the JSON line.
 
-    table: whose rows the pictures show. Raises ServiceError where MLflow does not answer; the next start comes here again.
+    table: whose rows the pictures show; name: the run.name that was asked for, where it is not the run's. Raises ServiceError where
+    MLflow does not answer; the next start comes here again.
     """
     files = checkpoints.finished()
     if files is None:
@@ -140,7 +159,7 @@ def record_end(
         rows = sample_rows(table, encoding)
         save_training_pictures(pictures, load_bundle(bundle).model, encoding, rows, progress.history)
         if log.close(LOG_CLOSE_S):
-            raise ServiceError(f"MLflow at {without_password(registry.uri)} does not answer; {kept(this)}")
+            raise ServiceError(f"MLflow at {without_password(registry.uri)} does not answer; {kept(this, name)}")
         tags = lineage() | {
             "bundle_sha256": sha256,
             "dataset_fingerprint": record["fingerprint"],
@@ -154,15 +173,15 @@ def record_end(
             version = registry.register(run_id, config.registry.model_name, bundle, encoding, example, tags)
             registry.end_run(run_id, "FINISHED")
         except ServiceError as error:
-            raise ServiceError(f"{error}; {kept(this)}") from error
+            raise ServiceError(f"{error}; {kept(this, name)}") from error
     logger.info("registered %s version %s (alias candidate), MLflow run %s", config.registry.model_name, version, run_id)
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
 
 
-def kept(this: Run) -> str:
-    return f"the model is trained and kept in {this.folder}/bundle: the same command with --run.name {this.name} registers it"
+def kept(this: Run, name: str | None) -> str:
+    return f"the model is trained and kept in {this.folder}/bundle: the same command with --run.name {name or this.name} registers it"
 
 
 def epoch_metrics(entry: Mapping[str, float]) -> dict[str, float]:

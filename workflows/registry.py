@@ -144,14 +144,15 @@ class Registry:
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:
         """Shows the run as running while open, and as failed or killed where an exception leaves; work does not wait for MLflow."""
-        self._show_status(run_id, "RUNNING")
+        self.show_status(run_id, "RUNNING")
         try:
             yield
         except BaseException as error:
-            self._show_status(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | TryAgain) else "FAILED")
+            self.show_status(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | TryAgain) else "FAILED")
             raise
 
-    def _show_status(self, run_id: str, status: str) -> None:
+    def show_status(self, run_id: str, status: str) -> None:
+        """Sets a run's status, as far as MLflow answers."""
         try:
             with service_errors(self.uri):
                 self.client.update_run(run_id, status=status)

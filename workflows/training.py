@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ ONE_SIDE = {VALIDATION: (1.0, 0.0)}
 WINDOW_BYTES = 2**25
 # How long a job that is asked to stop waits for its workers to save; `ray job stop` kills after 3 seconds anyway.
 STOP_S = 60
+# How long the end of Ray Train's own controller is waited for: one that is killed leaves an actor on the cluster (Ray 2.60).
+END_S = 10
 # Workers whose last words came so much before the others' are named.
 SILENCE_S = 5.0
 
@@ -261,6 +263,10 @@ def run_trainer(trainer: TorchTrainer, mailbox: ActorHandle, hear: Hear) -> None
         deadline = time.monotonic() + STOP_S
         while not outcome.done() and time.monotonic() < deadline and "stopped" not in said:
             ear.listen(0.2)
+        wait([outcome], timeout=END_S)
+        raise
+    except ComputationError:
+        wait([outcome], timeout=END_S)
         raise
     ear.listen(0.1)
     try:
