@@ -90,7 +90,7 @@ def held(rows: Rows, num_shards: int) -> HeldRows:
 def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) -> dict[str, Any]:
     """Returns the scores of the best epoch's weights, how many epochs it took, and its CPU-seconds."""
     began = time.process_time()
-    data, training = config.data, config.training
+    data, training = config.data, config.training.for_rows(sides[TRAIN].num_rows)
     window_rows = data.shuffle_window_rows or max(EVALUATION_ROWS, WINDOW_BYTES // bytes_per_row(encoding))
     plan = Plan(sides[TRAIN].num_rows, data.num_logical_shards, training.global_batch_size, training.seed, window_rows)
     torch.manual_seed(training.seed)

@@ -112,6 +112,7 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
         "training.global_batch_size": BATCH_ROWS[workload],
         "training.epochs": epochs,
         "training.early_stopping_patience": 0,
+        "training.ema_decay": 0,  # the other loops have none
         "training.learning_rate_schedule": "constant",
         "training.precision": "bfloat16" if variant.endswith("bf16") else "float32",
         "cluster.num_workers": 2 if variant == "product2" else 1,

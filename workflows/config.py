@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
 class ConfigError(ValueError):
     """The configuration cannot be; the message names the key, what was found and what is needed."""
+
+
+# Optimiser steps that small tables get by more epochs.
+AUTO_STEPS = 10_000
 
 
 def require(condition: bool, key: str, value: object, needed: str) -> None:
@@ -183,8 +187,8 @@ class ObjectiveConfig:
 class TrainingConfig:
     """How it is optimised."""
 
-    epochs: int = 100
-    """Passes over the training rows, at most."""
+    epochs: int | Literal["auto"] = "auto"
+    """Passes over the training rows, at most; auto: 100, and up to 1,000 for small tables, as many as make 10,000 steps."""
     max_steps: int | None = None
     """Optimiser steps, at most; the epoch in which they end is the last."""
     global_batch_size: int = 256
@@ -195,7 +199,7 @@ class TrainingConfig:
     """Decoupled weight decay (AdamW), per step and unit of learning rate."""
     max_gradient_norm: float = 1000.0
     """Gradients of a longer norm are shortened to it."""
-    ema_decay: float = 0.0
+    ema_decay: float = 0.999
     """Decay per step of an exponential moving average of the weights, which is then what is scored and registered; 0: none."""
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
     """After a warm-up over 1 % of the steps: cosine falls to zero at the last step, constant stays."""
@@ -209,12 +213,12 @@ class TrainingConfig:
     it needs a C++ compiler; numbers and vectors gain, images lose."""
     max_time_s: float | None = None
     """Seconds of training, restarts included, after which it ends with the epoch as far as it came."""
-    early_stopping_patience: int = 10
-    """Epochs without a better validation ELBO after which training stops; 0 never stops early."""
+    early_stopping_patience: int | Literal["auto"] = "auto"
+    """Epochs without a better validation ELBO after which training stops; auto: a tenth of the epochs, at least 10; 0 never stops early."""
 
     def check(self) -> None:
-        for name in ("epochs", "global_batch_size"):
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        require(self.epochs == "auto" or self.epochs >= 1, "training.epochs", self.epochs, 'at least 1, or "auto"')
+        require(self.global_batch_size >= 1, "training.global_batch_size", self.global_batch_size, "at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
         require(self.seed >= 0, "training.seed", self.seed, "at least 0")
@@ -222,7 +226,27 @@ class TrainingConfig:
         require(self.max_gradient_norm > 0, "training.max_gradient_norm", self.max_gradient_norm, "above 0")
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
         require(self.max_time_s is None or self.max_time_s > 0, "training.max_time_s", self.max_time_s, "above 0")
-        require(self.early_stopping_patience >= 0, "training.early_stopping_patience", self.early_stopping_patience, "at least 0")
+        patience = self.early_stopping_patience
+        require(patience == "auto" or patience >= 0, "training.early_stopping_patience", patience, 'at least 0, or "auto"')
+
+    def for_rows(self, num_rows: int) -> TrainingConfig:
+        """Returns this with the numbers that "auto" stands for with so many training rows."""
+        enough = -(-AUTO_STEPS * self.global_batch_size // num_rows)
+        epochs = max(100, min(1000, enough)) if self.epochs == "auto" else self.epochs
+        patience = max(10, epochs // 10) if self.early_stopping_patience == "auto" else self.early_stopping_patience
+        return replace(self, epochs=epochs, early_stopping_patience=patience)
+
+    @property
+    def num_epochs(self) -> int:
+        """The epochs, which for_rows has settled."""
+        assert self.epochs != "auto"
+        return self.epochs
+
+    @property
+    def patience(self) -> int:
+        """The patience, which for_rows has settled."""
+        assert self.early_stopping_patience != "auto"
+        return self.early_stopping_patience
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Returns the step size at an optimiser step of num_steps."""

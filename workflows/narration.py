@@ -14,10 +14,8 @@ from workflows.metrics_log import MetricsLog
 
 # Where standard error is no terminal, lines within an epoch come this often.
 LINE_S = 30.0
-# A KL below this, or no active unit, after so many epochs: the latents say nothing of the rows.
-COLLAPSED_KL, COLLAPSE_EPOCHS = 0.01, 3
-# Epochs without a better validation ELBO after which that is said.
-STANDSTILL_EPOCHS = 5
+# A KL below this, or no active unit, after this part of the epochs, and so many: the latents say nothing of the rows.
+COLLAPSED_KL, COLLAPSE_SHARE, COLLAPSE_EPOCHS = 0.01, 0.05, 3
 
 
 class Narrator:
@@ -52,7 +50,7 @@ class Narrator:
             return
         self.said_at = now
         line = (
-            f"epoch {status['epoch'] + 1}/{self.config.training.epochs}  step {status['step']}/{status['num_steps']}  "
+            f"epoch {status['epoch'] + 1}/{self.config.training.num_epochs}  step {status['step']}/{status['num_steps']}  "
             f"train ELBO so far {status['elbo']:.3f} (KL {status['kl']:.3f}) nats per row  {status['rows_per_s']:.0f} rows/s  "
             f"{duration(status['eta_s'])} to go"
         )
@@ -70,7 +68,7 @@ class Narrator:
         logger.info(
             "epoch %d/%d  step %d  train ELBO %.3f  %snats per row  %.0f rows/s",
             entry["epoch"] + 1,
-            self.config.training.epochs,
+            self.config.training.num_epochs,
             entry["step"],
             entry.get("train/elbo_nats_per_row", float("nan")),
             measured,
@@ -89,7 +87,8 @@ class Narrator:
 
     def look_for_trouble(self, epoch: int, elbo: float, kl: float, active_units: int) -> None:
         """Says once when the model collapsed, and when the validation ELBO stands still."""
-        if epoch + 1 >= COLLAPSE_EPOCHS and (kl < COLLAPSED_KL or active_units == 0):
+        training = self.config.training
+        if epoch + 1 >= max(COLLAPSE_EPOCHS, COLLAPSE_SHARE * training.num_epochs) and (kl < COLLAPSED_KL or active_units == 0):
             self.tell_once(
                 "collapsed",
                 "the model has collapsed: KL %.4f nats per row, %d of %d latent dimensions active, so embeddings say nothing; "
@@ -100,12 +99,12 @@ class Narrator:
             )
         if self.best is None or elbo > self.best[1]:
             self.best = epoch, elbo
-        elif epoch - self.best[0] == STANDSTILL_EPOCHS:
+        elif epoch - self.best[0] == training.patience // 2 > 0:
             logger.info(
                 "validation ELBO stands still: the best, %.3f, was in epoch %d; training ends after %d epochs without a better one",
                 self.best[1],
                 self.best[0] + 1,
-                self.config.training.early_stopping_patience,
+                training.patience,
             )
 
     def tell_once(self, what: str, text: str, *values: object) -> None:

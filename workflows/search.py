@@ -104,7 +104,7 @@ class Watch(tune.Callback):
             if entry["epoch"] == len(elbos):
                 elbos.append(measured(entry))
             if log.append("epoch", int(entry["epoch"]), epoch_metrics(entry)):
-                epochs = mine.config.training.epochs
+                epochs = mine.config.training.num_epochs
                 logger.info("%s: epoch %d/%d  ELBO %.3f nats per row", mine.run.name, entry["epoch"] + 1, epochs, measured(entry))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -177,7 +177,7 @@ def sharing(trial: Trial, num_at_once: int) -> Trial:
 
 def halving(config: TuneConfig, trials: Sequence[Trial]) -> ASHAScheduler:
     """Returns ASHA, which has heard of the trials that ended."""
-    num_epochs = max(trial.config.training.epochs for trial in trials)
+    num_epochs = max(trial.config.training.num_epochs for trial in trials)
     scheduler = ASHAScheduler(
         time_attr=EPOCH,
         metric=ELBO,

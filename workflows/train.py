@@ -25,7 +25,7 @@ from workflows.narration import Narrator
 from workflows.record import identity, metrics_log, record_end, record_start, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
-from workflows.training import check_columns, fit, prepare
+from workflows.training import check_columns, fit, for_table, prepare
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
             with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
                 workers = claim_workers(config.cluster)
                 prepared = prepare(config, table, validation_table)
+                config = for_table(config, prepared)
                 record_start(config, this, registry, prepared)
                 with registry.running(str(this.mlflow_run_id)), metrics_log(this, registry) as log:
                     fit(config, prepared, this, checkpoints, workers, Narrator(config, log).hear)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,11 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
     prepared = Prepared(encoding, sources)
     show_columns(encoding, prepared.num_rows)
     return prepared
+
+
+def for_table(config: TrainConfig, prepared: Prepared) -> TrainConfig:
+    """Returns the configuration with the numbers that it leaves to the table."""
+    return replace(config, training=config.training.for_rows(prepared.num_rows[TRAIN]))
 
 
 def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:

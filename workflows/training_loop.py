@@ -172,16 +172,16 @@ def blocks_of(places: Mapping[str, int]) -> Iterator[pa.Table]:
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
-    planned = training.epochs * steps_per_epoch
+    planned = training.num_epochs * steps_per_epoch
     return min(planned, training.max_steps) if training.max_steps is not None else planned
 
 
 def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> bool:
     """Whether training ends here: out of epochs, steps or time, or without a better validation ELBO for too long."""
-    patience = training.early_stopping_patience
+    patience = training.patience
     stale = progress.best_elbo is not None and patience > 0 and progress.epoch - 1 - progress.best_epoch >= patience
     late = training.max_time_s is not None and progress.elapsed_s >= training.max_time_s
-    return progress.epoch >= training.epochs or progress.step >= num_steps or stale or (late and progress.position == 0)
+    return progress.epoch >= training.num_epochs or progress.step >= num_steps or stale or (late and progress.position == 0)
 
 
 def train_epoch(model: nn.Module, state: TrainingState, worker: Worker, side_rows: SideRows, num_steps: int) -> str:

@@ -166,6 +166,6 @@ class TrialActor(tune.Trainable):
             raise KeyboardInterrupt
 
     def tell(self, entry: dict[str, float]) -> None:
-        if self.num_told <= entry["epoch"] < self.trial.config.training.epochs - 1:
+        if self.num_told <= entry["epoch"] < self.trial.config.training.num_epochs - 1:
             self.num_told = int(entry["epoch"]) + 1
             self.results.put({EPOCH: self.num_told, ELBO: measured(entry), "entry": entry})

@@ -27,7 +27,7 @@ from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.search import record_trials, search, search_identity, trials_of
 from workflows.space import SearchConfig
-from workflows.training import check_columns, prepare
+from workflows.training import check_columns, for_table, prepare
 
 
 def main(config: SearchConfig) -> dict[str, Any]:
@@ -53,6 +53,9 @@ def main(config: SearchConfig) -> dict[str, Any]:
             with connected(config.cluster.address, num_workers * config.cluster.cpus_per_worker):
                 workers = claim_workers(config.cluster)
                 prepared = prepare(base, table, validation_table)
+                base = for_table(base, prepared)
+                for trial in trials:
+                    trial.config = for_table(trial.config, prepared)
                 record_start(base, this, registry, prepared, job="tune", given=config.resolved())
                 with registry.running(str(this.mlflow_run_id)):
                     record_trials(trials, registry, prepared, str(this.mlflow_run_id))

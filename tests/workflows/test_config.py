@@ -176,3 +176,15 @@ def test_sigterm_is_not_lost_where_exceptions_are_swallowed() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert exit_code(caught.value) == 75
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "epochs", "patience"),
+    [(1, 1000, 100), (256 * 9, 1000, 100), (256 * 20, 500, 50), (256 * 99, 102, 10), (256 * 100, 100, 10), (10**9, 100, 10)],
+)
+def test_small_tables_get_more_epochs_and_more_patience(num_rows: int, epochs: int, patience: int) -> None:
+    settled = TrainingConfig().for_rows(num_rows)
+    assert (settled.num_epochs, settled.patience) == (epochs, patience)
+    asked = TrainingConfig(epochs=7, early_stopping_patience=3)
+    assert asked.for_rows(num_rows) == asked
+    assert TrainingConfig(epochs=300).for_rows(num_rows).patience == 30

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +50,47 @@ def test_losses_do_not_depend_on_the_number_of_workers(prime_table: Path, ray_ad
         assert len(one) == 4
         assert one[0] != one[-1]
         assert three == pytest.approx(one, rel=1e-5)
+
+
+def people(num_rows: int) -> pa.Table:
+    """Returns a table like UCI Adult: counts, heavy tails, categories, a boolean, nulls, and a key."""
+    rng = np.random.default_rng(0)
+    age, means = rng.integers(17, 91, num_rows), rng.normal(size=num_rows)
+    income = np.where(rng.random(num_rows) < 0.9, 0.0, np.exp(8 + 0.02 * age + means))
+    jobs = np.array([f"job {number}" for number in range(14)])[(3 * means + rng.normal(size=num_rows)).round().astype(int).clip(-7, 6) + 7]
+    hours = (40 + 8 * means + 5 * rng.normal(size=num_rows)).round().clip(1, 99)
+    return pa.table(
+        {
+            "id": np.arange(num_rows),
+            "age": age.astype(np.int16),
+            "income": pa.array(income.round(), pa.int32()),
+            "weight": pa.array(rng.normal(70, 12, num_rows) + 3 * means, mask=rng.random(num_rows) < 0.05),
+            "hours": pa.array(hours, pa.int16()),
+            "job": pa.array(jobs, mask=rng.random(num_rows) < 0.06).dictionary_encode(),
+            "owner": pa.array(means + rng.normal(size=num_rows) > 0),
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_a_table_of_the_size_of_adult_has_one_curve_on_any_number_of_workers(precision: str, ray_address: str, tmp_path: Path) -> None:
+    """Every step in float64 to 1e-9; in float32, where rounding grows with the steps, the first 100 to 1e-5, and the final score to 1e-4."""
+    table = tmp_path / "people.parquet"
+    pq.write_table(people(29_305), table, row_group_size=2_000)
+    options = ("--data.path", table, "--data.key", "id", "--training.epochs", 3, "--run.log_interval_steps", 1)
+    curves, results = [], []
+    for workers in (1, 2, 3, 4):
+        named = ("--cluster.num_workers", workers, "--run.name", f"w{workers}", "--training.precision", precision)
+        results.append(train(tmp_path, ray_address, *options, *named).json)
+        lines = [json.loads(line) for line in (tmp_path / "runs" / f"w{workers}" / "metrics.jsonl").read_text().splitlines()]
+        curves.append([line["metrics"]["train_steps/elbo_nats_per_row"] for line in lines if line["kind"] == "steps"])
+    assert len(curves[0]) == results[0]["num_steps"] > 300
+    compared = (len(curves[0]), 1e-9, 1e-9) if precision == "float64" else (100, 1e-5, 1e-4)
+    for curve, result in zip(curves[1:], results[1:], strict=True):
+        assert curve[: compared[0]] == pytest.approx(curves[0][: compared[0]], rel=compared[1])
+        elbo, expected = (r["validation"]["elbo_nats_per_row"] for r in (result, results[0]))
+        assert elbo == pytest.approx(expected, rel=compared[2])
 
 
 def test_a_worker_without_rows_takes_part_with_weight_zero(trained: Trained, ray_address: str, tmp_path: Path) -> None:
