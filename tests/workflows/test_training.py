@@ -75,7 +75,7 @@ def people(num_rows: int) -> pa.Table:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_a_table_of_the_size_of_adult_has_one_curve_on_any_number_of_workers(precision: str, ray_address: str, tmp_path: Path) -> None:
-    """Every step in float64 to 1e-9; in float32, where rounding grows with the steps, the first 100 to 1e-5, and the final score to 1e-4."""
+    """Every step in float64 to 1e-9; in float32, where rounding grows with the steps, 100 to 1e-5, and the final score to 1e-4."""
     table = tmp_path / "people.parquet"
     pq.write_table(people(29_305), table, row_group_size=2_000)
     options = ("--data.path", table, "--data.key", "id", "--training.epochs", 3, "--run.log_interval_steps", 1)
