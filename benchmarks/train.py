@@ -7,8 +7,9 @@
     W3  1,000,000 rows of 64 float32                  MLP 256, latent 16, batch 4096
 
 Variants: tuned, tuned_bf16 (1 process, 1 thread), tuned_ddp (2 processes); product1, product1_bf16, product2 (workflows/train.py with 1 or
-2 workers and a Ray of its own), product1_streamed (rows that do not fit the memory allowed are read again every epoch); ray1, ray2 (Ray Data and Ray Train as documented). benchmarks/baselines.py says what the loops that are not
-the product do; before anything is timed, their bound and gradients are held against vae.model's.
+2 workers and a Ray of its own), product1_streamed (rows that do not fit the memory allowed are read again every epoch); ray1, ray2 (Ray
+Data and Ray Train as documented). benchmarks/baselines.py says what the loops that are not the product do; before anything is timed,
+their bound and gradients are held against vae.model's.
 
 Tables are made from a fixed seed in a temporary folder. Every run is a subprocess, in a folder of its own, that prints a line for every
 epoch. What counts is thousands of rows per CPU-second of its whole process tree, over the whole epochs after the first: batches, steps,
