@@ -18,6 +18,8 @@ is what those take). CPU-seconds are the sum over all processes ever seen below 
 0.2 s and at every epoch's line: an ended process loses its last 0.2 s at most, and one that lived shorter is missed. --two_runs takes
 instead the difference of two whole runs, of 1 and of 1 + EPOCHS epochs: the same quantity, with the noise of two starts in it.
 
+"k_rows_per_worker_cpu_s" counts the training workers alone, without Ray's other processes, which take the same on any number of rows.
+
 Peak memory is the largest sum of the tree's proportional set sizes, every two seconds. Time to the first step is from the start of the
 process to the line that says so; the product says nothing before its first epoch ends, so there it is that line's time less a later
 epoch's, which is somewhat too much. Ratios are taken inside a round, in which the variants take turns, each round from another one on;
@@ -152,6 +154,12 @@ class Tree:
                     self.seen.setdefault(process, 0.0)
             return sum(self.seen.values())
 
+    def training_seconds(self) -> float:
+        """Returns the part that Ray's training workers took, as far as the last call of cpu_seconds saw it; all of it without Ray."""
+        with self.lock:
+            spent = [seconds for process, seconds in self.seen.items() if is_training_worker(process)]
+            return sum(spent or self.seen.values())
+
     def below(self) -> list[psutil.Process]:
         try:
             return [self.root, *self.root.children(recursive=True)]
@@ -177,11 +185,20 @@ class Tree:
                 continue
 
 
+def is_training_worker(process: psutil.Process) -> bool:
+    try:
+        return any("RayTrainWorker" in part for part in process.cmdline()[:1])
+    except psutil.Error:
+        return False
+
+
 @dataclass
 class Run:
-    """What was seen of one run. epochs: (seconds since the start, CPU-seconds of the tree, train ELBO) at every epoch's line."""
+    """What was seen of one run. epochs: (seconds since the start, CPU-seconds of the tree, of the training workers, train ELBO) at every
+    epoch's line.
+    """
 
-    epochs: list[tuple[float, float, float]] = field(default_factory=list)
+    epochs: list[tuple[float, float, float, float]] = field(default_factory=list)
     first_step_s: float | None = None
     cpu_s: float = 0.0
     peak_bytes: int = 0
@@ -215,7 +232,7 @@ def listen(lines: IO[str], run: Run, tree: Tree, started: float, last_lines: deq
         last_lines.append(line)
         found = EPOCH.search(line)
         if found and int(found[1]) == len(run.epochs) + 1:
-            run.epochs.append((time.monotonic() - started, tree.cpu_seconds(), float(found[2])))
+            run.epochs.append((time.monotonic() - started, tree.cpu_seconds(), tree.training_seconds(), float(found[2])))
         elif "first step" in line and run.first_step_s is None:
             run.first_step_s = time.monotonic() - started
 
@@ -235,7 +252,7 @@ def measure(variant: str, workload: str, table: Path, num_rows: int, chosen: arg
     """Returns the figures of one variant in one round."""
     run = watch(command(variant, workload, table, 1 + chosen.epochs), table.parent, chosen.timeout_s)
     assert len(run.epochs) == 1 + chosen.epochs, f"{variant}: {len(run.epochs)} epochs were announced, not {1 + chosen.epochs}"
-    (first_s, first_cpu_s, _), (last_s, last_cpu_s, elbo) = run.epochs[0], run.epochs[-1]
+    (first_s, first_cpu_s, first_training_s, _), (last_s, last_cpu_s, last_training_s, elbo) = run.epochs[0], run.epochs[-1]
     spent = last_cpu_s - first_cpu_s
     if chosen.two_runs:
         spent = run.cpu_s - watch(command(variant, workload, table, 1), table.parent, chosen.timeout_s).cpu_s
@@ -244,6 +261,7 @@ def measure(variant: str, workload: str, table: Path, num_rows: int, chosen: arg
     epoch_s = (last_s - first_s) / chosen.epochs
     return {
         "k_rows_per_cpu_s": chosen.epochs * num_rows / 1e3 / spent,
+        "k_rows_per_worker_cpu_s": chosen.epochs * num_rows / 1e3 / (last_training_s - first_training_s),
         "k_rows_per_s": num_rows / 1e3 / epoch_s,
         "outside_cpu_s": run.cpu_s - (last_cpu_s - first_cpu_s) * (1 + chosen.epochs) / chosen.epochs,
         "first_step_s": run.first_step_s if run.first_step_s is not None else first_s - epoch_s,
@@ -263,7 +281,7 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, object]:
     variants = {
         name: {figure: round(statistics.median(one[name][figure] for one in rounds), 3) for figure in rounds[0][name]} for name in rounds[0]
     }
-    speed = [("k_rows_per_cpu_s", pair) for pair in SPEED_RATIOS]
+    speed = [(figure, pair) for figure in ("k_rows_per_cpu_s", "k_rows_per_worker_cpu_s") for pair in SPEED_RATIOS]
     cost = [(figure, pair) for figure in ("peak_gb", "first_step_s", "outside_cpu_s") for pair in COST_RATIOS]
     ratios = {
         f"{figure}: {a}/{b}": round(statistics.median(one[a][figure] / one[b][figure] for one in rounds), 3)

@@ -37,6 +37,8 @@ from workflows.scoring import metrics, scores, shard_sums
 from workflows.steps import Ledger, Settled, compiled, describe_batch, take_step
 
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
+# Gradients are reduced all at once and in place; the model's buffers are constants, which need not be sent at every step.
+ONE_BUCKET = {"bucket_cap_mb": 1024, "gradient_as_bucket_view": True, "broadcast_buffers": False}
 # How long a worker waits at its end for what it said to arrive.
 FAREWELL_S = 30
 
@@ -106,7 +108,8 @@ def train_worker(config: dict[str, Any]) -> None:
 def train(state: TrainingState, worker: Worker) -> None:
     task, progress = worker.task, state.progress
     sides = open_rows(worker)
-    model = prepare_model(compiled(state.model) if task.training.compile else state.model, parallel_strategy_kwargs={"bucket_cap_mb": 1024})
+    forward = compiled(state.model) if task.training.compile else state.model
+    model = prepare_model(forward, parallel_strategy_kwargs=ONE_BUCKET)
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
     started = {"kind": "started", "step": progress.step, "epoch": progress.epoch, "workers": worker.world_size}
     worker.tell(progress.step, started, *progress.unkept)
