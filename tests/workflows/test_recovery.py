@@ -151,6 +151,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(number: in
     assert saved >= steps_before  # with a checkpoint every 1000 seconds, only the stop can have saved the last step that was told
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
     table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

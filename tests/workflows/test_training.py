@@ -93,6 +93,7 @@ def test_a_table_of_the_size_of_adult_has_one_curve_on_any_number_of_workers(pre
         assert elbo == pytest.approx(expected, rel=compared[2])
 
 
+@pytest.mark.slow
 def test_a_worker_without_rows_takes_part_with_weight_zero(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     table = tmp_path / "three.parquet"
     pq.write_table(pq.read_table(trained.table / "part-0.parquet").slice(0, 3).drop_columns("id"), table)

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,7 +136,9 @@ def test_a_search_has_every_option_of_train_with_its_description(capsys: pytest.
 def trial(folder: Path, number: int, outcome: Any = None, elbos: tuple[float, ...] = (), *options: object) -> Trial:
     config = asked("--model.latent_dim", "[2, 3]", *options)
     run = Run(f"t{number}", str(folder / str(number)), fs.LocalFileSystem(), {})
-    return Trial(number, {}, config.with_values({"model.latent_dim": 2}), run, outcome, list(elbos))
+    values = config.with_values({"model.latent_dim": 2})
+    settled = replace(values, training=values.training.for_rows(1000))
+    return Trial(number, {}, settled, run, outcome, list(elbos))
 
 
 def test_the_best_trial_is_the_one_with_the_best_epoch_that_did_not_fail(tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def nested(folder: Path, result: dict[str, Any]) -> list[Any]:
     return sorted(children, key=lambda run: str(run.info.run_name))
 
 
+@pytest.mark.slow
 def test_a_search_registers_the_best_of_its_nested_runs_once(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     options = (
         *("--data.path", trained.table, "--training.epochs", 3, "--training.learning_rate", "[3e-3, 1e-6]", "--run.name", "s"),
