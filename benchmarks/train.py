@@ -58,8 +58,9 @@ from benchmarks.data import tabular
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = {"W1": 60_000, "W2": 200_000, "W3": 1_000_000}
 VARIANTS = ["tuned", "tuned_bf16", "tuned_ddp", "product1", "product1_bf16", "product1_streamed", "product2", "ray1", "ray2"]
-# What makes a worker stream: half of the bytes that the workload's rows take, and the rows of a window of which so many fit.
-STREAMED = {"W1": (24 * 2**20, 1536), "W2": (16 * 2**20, 4096), "W3": (128 * 2**20, 16_384)}
+# What makes one worker stream: fewer bytes than the workload's rows take, and the rows of a window of which four fit. A window that is
+# smaller than a row group decodes it several times, so there is one logical shard.
+STREAMED = {"W1": (32 * 2**20, 8192), "W2": (24 * 2**20, 32_768), "W3": (128 * 2**20, 65_536)}
 SPEED_RATIOS = [
     ("product1", "tuned"),
     ("product1_bf16", "tuned_bf16"),
@@ -125,6 +126,7 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
     }
     if variant.endswith("streamed"):
         options["run.shard_memory_bytes"], options["data.shuffle_window_rows"] = STREAMED[workload]
+        options["data.num_logical_shards"] = 1
     named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [sys.executable, str(ROOT / "workflows/train.py"), *named]
 
