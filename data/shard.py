@@ -6,7 +6,7 @@ Arrays cross the object store as fixed-size binary columns, one value per row, w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from data.table import RowGroup
 
 Layout = dict[str, tuple[str, int]]
 
-SIDE, PLACE, NUMBER = "side", "place", "number"
+SIDE, PLACE = "side", "place"
 # Encoded rows of one reading task.
 BUNDLE_BYTES = 2**25
 # Tasks of one dataset that run at once where Ray counts no CPU for them.
@@ -46,16 +46,14 @@ def bytes_per_row(encoding: TableEncoding) -> int:
 
 
 def reading_dataset(reader: Reader, plan: Sequence[Reading], row_bytes: int, num_cpus: int = 1) -> ray.data.Dataset:
-    """Returns a dataset whose tasks each read some row groups and give the encoded rows that the plan asks of them."""
+    """Returns a dataset whose tasks each read some row groups and give the encoded rows that the plan asks of them.
+
+    num_cpus: what Ray counts for a task; with 0, few run at once.
+    """
     items = [{"readings": json.dumps([named(reading) for reading in bundle])} for bundle in bundles(plan, row_bytes)]
-    return map_items(items, reader.read, num_cpus)
-
-
-def map_items(items: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]], num_cpus: int) -> ray.data.Dataset:
-    """Returns a dataset of a task for each item. num_cpus: what Ray counts for one; with 0, few run at once."""
     compute = None if num_cpus else ray.data.TaskPoolStrategy(MAX_UNCOUNTED_TASKS)
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
-        read, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, compute=compute
+        reader.read, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, compute=compute
     )
 
 
@@ -93,13 +91,6 @@ class Reader:
             for text in batch["readings"].to_pylist():
                 for reading in json.loads(text):
                     yield from self._read_group(reader, RowGroup(**reading["group"]), reading["targets"], encoding)
-
-    def read_window(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Yields, for each item, its rows as one table, with the item's number."""
-        for number, text in zip(batch["number"].to_pylist(), batch["readings"].to_pylist(), strict=True):
-            parts = list(self.read(pa.table({"readings": [text]})))
-            table = pa.concat_tables(parts)
-            yield table.append_column(NUMBER, pa.array(np.full(len(table), number, np.int64)))
 
     def _read_group(
         self, reader: RowReader, group: RowGroup, targets: Sequence[Sequence[int]], encoding: TableEncoding

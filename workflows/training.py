@@ -26,7 +26,7 @@ from data.plan import Plan, readings_by_rank, shard_bounds
 from data.scan import scan
 from data.shard import Reader, bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
-from data.stream import Stream
+from data.stream import NUM_AHEAD, Stream
 from data.table import RowGroup, Table
 from workflows.architecture import architecture
 from workflows.checkpoint import Checkpoints
@@ -164,7 +164,7 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
         layout(prepared.encoding),
         plan,
         prepared.num_rows,
-        streams(config, prepared, plan.num_shards, max_bytes, workers.reading_cpus) if streamed else None,
+        streams(config, prepared, plan.num_shards, workers.reading_cpus) if streamed else None,
         workers.is_elastic,
         config.objective,
         config.training,
@@ -201,14 +201,14 @@ def datasets(prepared: Prepared, num_shards: int, workers: Workers, max_batch_by
     return result
 
 
-def streams(config: TrainConfig, prepared: Prepared, num_shards: int, max_bytes: int, reading_cpus: int) -> dict[int, Stream]:
+def streams(config: TrainConfig, prepared: Prepared, num_shards: int, reading_cpus: int) -> dict[int, Stream]:
     """Returns side -> what reads its rows window by window."""
     result = {}
     for side, source in prepared.sources.items():
         reader = Reader(source.table.filesystem, prepared.encoding, source.fractions, config.data.max_batch_bytes)
         starts = np.concatenate([np.zeros(1, np.int64), source.counts[:, side].cumsum()])
         bounds = shard_bounds(int(starts[-1]), num_shards)
-        result[side] = Stream(reader, layout(prepared.encoding), source.groups, starts, side, bounds, max_bytes // 4, reading_cpus)
+        result[side] = Stream(reader, layout(prepared.encoding), source.groups, starts, side, bounds, reading_cpus)
     return result
 
 
@@ -225,7 +225,7 @@ def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: 
     if needed <= max_bytes:
         return False
     # Of every shard a window and the next one, and those on their way.
-    num_windows = 2 * shards + 2
+    num_windows = 2 * shards + NUM_AHEAD
     if plan.shuffle_window_rows * row_bytes * num_windows > max_bytes:
         raise ConfigError(
             f"run.shard_memory_bytes is {max_bytes:,}, a worker's rows take {needed:,}, and streaming them would take "
