@@ -48,7 +48,7 @@ from data.listing import partition_values
 from data.output import OutputFolder, output_name
 from data.plan import Plan, readings_by_rank
 from data.scan import runs
-from data.shard import bundles, bytes_per_row, reading_dataset
+from data.shard import Reader, bundles, bytes_per_row, reading_dataset
 from data.split import TRAIN, VALIDATION
 from data.table import RowGroup, Table, open_table
 from data.units import units_to_do
@@ -219,9 +219,10 @@ def ray_tasks(num_files: int, num_workers: int) -> dict[str, float]:
     num_tasks = len(bundles(readings, bytes_per_row(encoding())))
     os.chdir(Path(__file__).resolve().parents[1])  # Ray's workers look here for packages, before they find benchmarks/data.py for data
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    reading_dataset(table, readings[:1], encoding(), FRACTIONS)
+    reader, row_bytes = Reader(table.filesystem, encoding(), FRACTIONS), bytes_per_row(encoding())
+    reading_dataset(reader, readings[:1], row_bytes)
     before, started = memory_mb(), time.process_time()
-    dataset = reading_dataset(table, readings, encoding(), FRACTIONS)
+    dataset = reading_dataset(reader, readings, row_bytes)
     spent, held = time.process_time() - started, memory_mb() - before
     del dataset
     few, many = seconds_of_units(100), seconds_of_units(1100)
