@@ -21,6 +21,7 @@ import copy
 import math
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def tail_mass(lo: Tensor, hi: Tensor) -> Tensor:
     return -0.5 * lo.square() - LOG_SQRT_2PI - lo.log() + torch.log1p(-lo.square().reciprocal()) + torch.log1p(-share_beyond)
 
 
-class Lean(nn.Module):
+class Lean(nn.Module, ABC):
     """A VAE of one field or two without missing rows, over one tensor; forward returns the ELBO in stored units, [B]."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, log_scale: Tensor, use_bfloat16: bool) -> None:
@@ -93,8 +94,9 @@ class Lean(nn.Module):
     def features(self, rows: Tensor) -> Tensor:
         return rows
 
+    @abstractmethod
     def log_likelihood(self, outputs: Tensor, rows: Tensor, log_scale: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Returns log p of rows in stored units, [B]."""
 
     def tensor(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """Returns the one tensor of rows, from their encoded arrays."""

@@ -52,6 +52,18 @@ def start_job(folder: Path, name: str, *arguments: object, stream: IO[str]) -> s
     return subprocess.Popen(job_command(name, *arguments), cwd=folder, env=job_environment(), stdout=stream, stderr=stream, text=True)
 
 
+@contextmanager
+def running_job(folder: Path, name: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A job in the background that writes to FOLDER/log.txt, ended with the block."""
+    with (folder / "log.txt").open("a") as stream:
+        process = start_job(folder, name, *arguments, stream=stream)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
 def run_job(folder: Path, name: str, *arguments: object, **environment: str) -> Outcome:
     """Runs a job in `folder` to its end."""
     command = job_command(name, *arguments)

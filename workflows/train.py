@@ -16,7 +16,6 @@ from typing import Any
 if not __package__:  # run as a file: imports start at the repository root, not in workflows/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.table import open_table
 from workflows.cluster import claim_workers, connected
 from workflows.config import TrainConfig
 from workflows.errors import logger
@@ -25,17 +24,13 @@ from workflows.narration import Narrator
 from workflows.record import identity, metrics_log, record_end, record_start, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
-from workflows.training import check_columns, fit, for_table, prepare
+from workflows.training import fit, for_table, open_tables, prepare
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_defaults(config)
-    allow_missing = config.data.allow_missing_columns
-    table = open_table(config.data.path, allow_missing_columns=allow_missing)
-    check_columns(config, table)
-    validation_path = config.data.validation_path
-    validation_table = open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
+    table, validation_table = open_tables(config)
     this = Run.open(config.run.storage_path, config.run.name, identity(config, table, validation_table))
     if this.result is not None:
         logger.info("run %s is finished; nothing to do", this.name)

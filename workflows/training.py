@@ -27,7 +27,7 @@ from data.scan import scan
 from data.shard import Reader, bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
 from data.stream import NUM_AHEAD, Stream
-from data.table import RowGroup, Table
+from data.table import RowGroup, Table, open_table
 from workflows.architecture import architecture
 from workflows.checkpoint import Checkpoints
 from workflows.cluster import Workers
@@ -75,6 +75,17 @@ class Prepared:
     @property
     def num_rows(self) -> dict[int, int]:
         return {side: source.num_rows(side) for side, source in self.sources.items()}
+
+
+def open_tables(config: TrainConfig) -> tuple[Table, Table | None]:
+    """Returns the table, and the validation table where there is one, whose footers and overrides fit together.
+
+    Raises ColumnOverrideError or DataError.
+    """
+    allow_missing, validation_path = config.data.allow_missing_columns, config.data.validation_path
+    table = open_table(config.data.path, allow_missing_columns=allow_missing)
+    check_columns(config, table)
+    return table, open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
 
 
 def check_columns(config: TrainConfig, table: Table) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 if not __package__:  # run as a file: imports start at the repository root, not in workflows/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.table import open_table
 from workflows.cluster import claim_workers, connected
 from workflows.errors import logger
 from workflows.job import run
@@ -27,18 +26,14 @@ from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.search import record_trials, search, search_identity, trials_of
 from workflows.space import SearchConfig
-from workflows.training import check_columns, for_table, prepare
+from workflows.training import for_table, open_tables, prepare
 
 
 def main(config: SearchConfig) -> dict[str, Any]:
     started = time.monotonic()
     base = config.with_values(config.draw()[0])  # what trials share: the data, the run, the registry, the cluster
     refuse_lost_defaults(base)
-    allow_missing = config.data.allow_missing_columns
-    table = open_table(config.data.path, allow_missing_columns=allow_missing)
-    check_columns(base, table)
-    validation_path = config.data.validation_path
-    validation_table = open_table(validation_path, allow_missing_columns=allow_missing) if validation_path else None
+    table, validation_table = open_tables(base)
     this = Run.open(config.run.storage_path, config.run.name, search_identity(config, table, validation_table))
     if this.result is not None:
         logger.info("search %s is finished; nothing to do", this.name)

@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.running import LONG_S, Outcome, Trained, run_job, start_job, wait_until
+from tests.running import LONG_S, Outcome, Trained, run_job, running_job, wait_until
 
 EPOCHS, BATCH, ROWS = 12, 2, 257
 
@@ -76,18 +75,6 @@ def same_curve(folder: Path, outcome: Outcome, undisturbed: tuple[dict[int, floa
     assert len(logged) == len(expected)
 
 
-@contextmanager
-def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A training in the background, ended with the block."""
-    with (folder / "log.txt").open("a") as stream:
-        process = start_job(folder, "train.py", *arguments, stream=stream)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
 def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
     path, deadline = folder / "runs" / "one" / "metrics.jsonl", time.monotonic() + 200
     while not path.exists() or path.read_text().count('"steps"') < number:
@@ -108,7 +95,7 @@ Undisturbed = tuple[dict[int, float], Outcome]
 def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
     table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    with running(tmp_path, *options(table, ray_address, 2)) as process:
+    with running_job(tmp_path, "train.py", *options(table, ray_address, 2)) as process:
         wait_for_steps(tmp_path, 350, process)
         second = run_job(tmp_path, "train.py", *options(table, ray_address, 2))
         assert (second.code, "run one is held by another job" in second.stderr) == (75, True)
@@ -127,7 +114,7 @@ def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    with running(tmp_path, *options(table, ray_address, 2)) as process:
+    with running_job(tmp_path, "train.py", *options(table, ray_address, 2)) as process:
         wait_for_steps(tmp_path, 300, process)
         workers()[-1].kill()
         assert process.wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()
@@ -138,7 +125,7 @@ def test_a_killed_worker_costs_nothing_but_time(table: Path, ray_address: str, u
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(number: int, table: Path, ray_address: str, tmp_path: Path) -> None:
     rare = ("--run.checkpoint_interval_s", 1000)
-    with running(tmp_path, *options(table, ray_address, 2, *rare)) as process:
+    with running_job(tmp_path, "train.py", *options(table, ray_address, 2, *rare)) as process:
         wait_for_steps(tmp_path, 150, process)
         process.send_signal(number)
         assert process.wait(timeout=60) == 75
@@ -166,7 +153,7 @@ def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
 def test_kills_at_any_moment_leave_the_same_run(seed: int, table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     for kill in range(3):
         streamed = ("--run.shard_memory_bytes", 9_000) if (seed + kill) % 2 else ()
-        with running(tmp_path, *options(table, ray_address, 1 + (seed + kill) % 3, *streamed)) as process:
+        with running_job(tmp_path, "train.py", *options(table, ray_address, 1 + (seed + kill) % 3, *streamed)) as process:
             wait_for_steps(tmp_path, 1, process)
             time.sleep(0.37 * (1 + 5 * seed + 7 * kill) % 4)
             process.kill()
@@ -184,7 +171,7 @@ def test_every_step_is_the_same_on_any_number_of_workers(
 @pytest.mark.slow
 def test_a_worker_that_stands_still_ends_the_run_by_its_rank(table: Path, ray_address: str, tmp_path: Path) -> None:
     limits = ("--cluster.collective_timeout_s", 10, "--cluster.max_failures", 0)
-    with running(tmp_path, *options(table, ray_address, 2, *limits)) as process:
+    with running_job(tmp_path, "train.py", *options(table, ray_address, 2, *limits)) as process:
         wait_for_steps(tmp_path, 100, process)
         silent = workers()[-1]
         silent.suspend()
@@ -210,7 +197,7 @@ def test_nodes_that_come_and_leave_change_nothing_but_the_number_of_workers(tabl
     try:
         whole = run_job(folders[0], "train.py", *options(table, cluster.address, 2, *longer))
         assert whole.code == 0, whole.stderr
-        with running(folders[1], *options(table, cluster.address, 2, *longer, *elastic)) as process:
+        with running_job(folders[1], "train.py", *options(table, cluster.address, 2, *longer, *elastic)) as process:
 
             def wait_for(text: str) -> None:
                 wait_until(lambda: process.poll() is not None or text in (folders[1] / "log.txt").read_text())

@@ -9,8 +9,7 @@ import runpy
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ import mlflow
 import pytest
 from pyarrow import fs
 
-from tests.running import ROOT, Outcome, Trained, run_job, start_job
+from tests.running import ROOT, Outcome, Trained, run_job, running_job
 from workflows.config import ConfigError, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
 from workflows.errors import ComputationError
 from workflows.job import exit_code, parse
@@ -245,17 +244,6 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-@contextmanager
-def searching(folder: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
-    with (folder / "log.txt").open("a") as stream:
-        process = start_job(folder, "tune.py", *options, stream=stream)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
 def wait_for(holds: Callable[[], object], process: subprocess.Popen[str], folder: Path) -> None:
     deadline = time.monotonic() + 200
     while not holds():
@@ -288,7 +276,7 @@ def test_a_killed_search_goes_on_and_trains_nothing_twice(
     trained: Trained, ray_address: str, undisturbed: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs" / "s"
-    with searching(tmp_path, *long_search(trained, ray_address)) as process:
+    with running_job(tmp_path, "tune.py", *long_search(trained, ray_address)) as process:
         wait_for(lambda: list(runs.glob("*/trial.json")) and "trial-002" in curves(tmp_path), process, tmp_path)
         second = run_job(tmp_path, "tune.py", *long_search(trained, ray_address))
         assert (second.code, "run s is held by another job" in second.stderr) == (75, True)
@@ -308,7 +296,7 @@ def test_a_search_that_is_asked_to_stop_saves_its_trials_and_says_try_again(
     trained: Trained, ray_address: str, undisturbed: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     rare = ("--run.checkpoint_interval_s", 1000)
-    with searching(tmp_path, *long_search(trained, ray_address, *rare)) as process:
+    with running_job(tmp_path, "tune.py", *long_search(trained, ray_address, *rare)) as process:
         wait_for(lambda: len(curves(tmp_path)) == 2 and all(curves(tmp_path).values()), process, tmp_path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 75
