@@ -12,8 +12,9 @@ import ray
 from data.output import OutputError, OutputFolder
 from data.table import Table
 from workflows.actors import ModelFiles
+from workflows.batch_config import BatchClusterConfig
 from workflows.cluster import is_submitted, require_resources
-from workflows.config import BatchClusterConfig, ConfigError
+from workflows.config import ConfigError
 from workflows.errors import TryAgain, logger
 from workflows.registry import PinnedModel, lineage, relative_store
 

@@ -24,8 +24,8 @@ from data.units import units_to_do
 from vae.bundle import open_bundle
 from workflows.actors import Encoder, EncodeTask, run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output, refuse_output_in_input
+from workflows.batch_config import EncodeConfig
 from workflows.cluster import connected
-from workflows.config import EncodeConfig
 from workflows.errors import logger
 from workflows.job import run
 from workflows.registry import PinnedModel, Registry

@@ -12,7 +12,8 @@ from data.columns import ColumnOverrideError
 from data.listing import DataError
 from data.output import OutputError
 from vae import BundleError
-from workflows.config import ConfigError, EncodeConfig, GenerateConfig, ObjectiveConfig, TrainConfig, TrainingConfig
+from workflows.batch_config import EncodeConfig, GenerateConfig
+from workflows.config import ConfigError, ObjectiveConfig, TrainConfig, TrainingConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
 from workflows.registry import default_tracking_uri, flatten, without_password

@@ -13,7 +13,8 @@ import pytest
 import ray
 
 from tests.running import ROOT, Trained
-from workflows.config import EncodeConfig, TrainConfig
+from workflows.batch_config import EncodeConfig
+from workflows.config import TrainConfig
 from workflows.job import exit_code, parse
 
 GOOD = pa.table({"id": [1, 2, 3], "x": [0.5, 1.5, 2.5]})
