@@ -236,7 +236,8 @@ def ray_tasks(num_files: int, num_workers: int) -> dict[str, float]:
 
 def seconds_of_units(num_units: int) -> float:
     """Returns how long Ray Data takes over units that one actor does nothing for."""
-    from workflows.actors import Encoder, EncodeTask, ModelFiles, run_units
+    from workflows.actors import ModelFiles, run_units
+    from workflows.embedding import Encoder, EncodeTask
 
     class Idle(Encoder):
         def __init__(self, shared: object) -> None:

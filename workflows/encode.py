@@ -22,10 +22,11 @@ from data.output import OutputFolder
 from data.table import Table, open_table
 from data.units import units_to_do
 from vae.bundle import open_bundle
-from workflows.actors import Encoder, EncodeTask, run_units
+from workflows.actors import run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output, refuse_output_in_input
 from workflows.batch_config import EncodeConfig
 from workflows.cluster import connected
+from workflows.embedding import Encoder, EncodeTask
 from workflows.errors import logger
 from workflows.job import run
 from workflows.registry import PinnedModel, Registry

@@ -18,11 +18,12 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 from data.output import OutputFolder
 from vae.bundle import open_bundle
-from workflows.actors import GenerateTask, Generator, run_units
+from workflows.actors import run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output
 from workflows.batch_config import GenerateConfig
 from workflows.cluster import connected
 from workflows.errors import logger
+from workflows.generation import GenerateTask, Generator
 from workflows.job import run
 from workflows.registry import Registry
 

@@ -1,0 +1,100 @@
+"""What one generating actor does: a range of rows in, one file of them out; row i depends on the model, the seed and i alone.
+
+Shapes: B rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from data.columns import Column
+from data.decoding import constant_array, storable
+from data.encoding import TableEncoding
+from data.output import OutputFolder
+from vae.bundle import open_bundle
+from workflows.actors import Shared
+
+# Matrix products depend on the batch's shape in the last bits, so rows are made in the same chunks whoever makes them.
+GENERATION_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class GenerateTask:
+    """What generating actors are told."""
+
+    output: OutputFolder
+    seed: int
+
+
+class Generator:
+    """Generates one file of rows; row i depends on the model, the seed and i alone."""
+
+    def __init__(self, shared: Shared) -> None:
+        torch.set_num_threads(1)
+        model, task = ray.get(shared.reference)
+        bundle = open_bundle(model.files)
+        self.model, self.encoding, self.task = bundle.model, TableEncoding.from_json(bundle.table), task
+        self.null_pattern = bool(bundle.table["null_pattern"])
+        self.schema = readable_schema(self.encoding, self.null_pattern).with_metadata(model.metadata)
+
+    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes rows first_row..end_row-1 and returns what the manifest says of them."""
+        first, end = unit["first_row"], unit["end_row"]
+        with self.task.output.staged(unit["output"], self.schema) as writer:
+            for chunk in range(first // GENERATION_CHUNK_ROWS, -(-end // GENERATION_CHUNK_ROWS)):
+                start = chunk * GENERATION_CHUNK_ROWS
+                rows = self._generate_chunk(chunk)
+                writer.write_table(rows.slice(max(first - start, 0), min(end - start, GENERATION_CHUNK_ROWS) - max(first - start, 0)))
+        return {"output": unit["output"], "first_row": first, "num_rows": end - first}
+
+    def _generate_chunk(self, chunk: int) -> pa.Table:
+        base = int(np.random.SeedSequence([self.task.seed]).generate_state(1)[0])
+        cells = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32))
+        nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk])))
+        arrays = self._decode({name: tensor.numpy() for name, tensor in cells.items()})
+        columns = []
+        for column, kind in zip(self.encoding.columns, self.schema.types, strict=True):
+            missing = nulls.random(GENERATION_CHUNK_ROWS) < (column.null_fraction if self.null_pattern else 0.0)
+            columns.append(self._column(column, kind, chunk, arrays, missing))
+        return pa.table(columns, schema=self.schema)
+
+    def _decode(self, cells: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Returns column name -> stored cells [B, size]."""
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for field in self.encoding.fields:
+            ends = np.cumsum([column.size for column in field.columns])
+            arrays |= dict(zip((c.name for c in field.columns), np.split(cells[field.name], ends[:-1], axis=1), strict=True))
+        return arrays
+
+    def _column(
+        self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], missing: np.ndarray[Any, Any]
+    ) -> pa.Array:
+        if column.kind == "key":
+            numbers = np.arange(chunk * GENERATION_CHUNK_ROWS, (chunk + 1) * GENERATION_CHUNK_ROWS)
+            return pa.array(numbers).cast(pa.string()).cast(kind) if not pa.types.is_integer(kind) else pa.array(numbers).cast(kind)
+        if column.kind == "ignored":
+            if column.constant is None:
+                return pa.nulls(GENERATION_CHUNK_ROWS, kind)
+            return constant_array(column.constant, kind, missing)
+        return self.encoding.decode_column(column.name, arrays[column.name], ~missing, kind)
+
+
+def readable_schema(encoding: TableEncoding, null_pattern: bool) -> pa.Schema:
+    """Returns the training schema; fixed-size lists some of which come out null, as plain lists.
+
+    pyarrow 25 writes but cannot read back a fixed_size_list column that has null rows.
+    """
+    fields = []
+    for field, column in zip(encoding.schema, encoding.columns, strict=True):
+        some_null = column.kind == "ignored" or (null_pattern and column.null_fraction > 0)
+        null_lists = pa.types.is_fixed_size_list(field.type) and some_null
+        kind = pa.list_(field.type.value_type) if null_lists else storable(field.type, column)
+        fields.append(field.with_type(kind))
+    return pa.schema(fields)
