@@ -116,7 +116,7 @@ def made_up(num_files: int, groups_per_file: int) -> dict[str, Footer]:
 def opened(footers: dict[str, Footer]) -> Table:
     """Returns the table that open_table makes of files with these footers."""
     found = fs.LocalFileSystem(), [(path, footer.file.relative_path) for path, footer in footers.items()]
-    with patch("data.table.find_files", return_value=found), patch("data.table.read_footer", lambda _, path, *rest: footers[path]):
+    with patch("data.table.find_files", return_value=found), patch("data.table.read_footer", lambda _, found, *rest: footers[found[0]]):
         return open_table("made up")
 
 

@@ -96,6 +96,19 @@ class TableEncoding:
                 groups.setdefault(name, []).append(column)
         return [Field(name, name.split("_")[0], tuple(columns)) for name, columns in groups.items()]
 
+    @property
+    def field_columns(self) -> list[str]:
+        """The modelled columns in the order of the fields' cells."""
+        return [column.name for field in self.fields for column in field.columns]
+
+    def split(self, cells: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Returns column name -> [B, size] from field name -> [B, D]."""
+        arrays: Arrays = {}
+        for field in self.fields:
+            ends = np.cumsum([column.size for column in field.columns])[:-1]
+            arrays |= dict(zip((column.name for column in field.columns), np.split(cells[field.name], ends, axis=1), strict=True))
+        return arrays
+
     def to_json(self) -> dict[str, Any]:
         schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
         return {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data.listing import DataError, partition_values
+from data.listing import DataError, FoundFile, partition_values
 
 TAIL_BYTES = 64 * 1024
 FOOTER_THREADS = 16
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 class DataFile:
     """One Parquet file: its path on the filesystem, its path below the input root, and what its footer says.
 
-    partition: whether folders of the relative path spell out columns (year=2024/).
+    partition: whether folders of the relative path spell out columns (year=2024/). mtime_ns: when it was changed last (0: not known).
     """
 
     path: str
@@ -38,6 +38,7 @@ class DataFile:
     row_groups: tuple[int, ...]
     identity: str
     partition: bool = False
+    mtime_ns: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -92,11 +93,12 @@ def file_identity(footer: bytes, num_bytes: int) -> str:
     return hashlib.sha256(footer + num_bytes.to_bytes(8, "little")).hexdigest()
 
 
-def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str, schemas: dict[bytes, pa.Schema]) -> Footer | str:
+def read_footer(filesystem: fs.FileSystem, found: FoundFile, schemas: dict[bytes, pa.Schema]) -> Footer | str:
     """Returns what a file's footer says, or one line on why it cannot be read.
 
     schemas: those of other files; equal ones are held once, since a million files have few.
     """
+    path, relative_path, mtime_ns = found
     try:
         partition = partition_values(relative_path)
         with filesystem.open_input_file(path) as source:
@@ -109,7 +111,7 @@ def read_footer(filesystem: fs.FileSystem, path: str, relative_path: str, schema
         schema = schemas.setdefault(schema.serialize().to_pybytes(), schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError, DataError) as error:
         return f"{path}: {error}"
-    return Footer(DataFile(path, relative_path, size, rows, file_identity(footer, size), bool(partition)), schema, partition)
+    return Footer(DataFile(path, relative_path, size, rows, file_identity(footer, size), bool(partition), mtime_ns), schema, partition)
 
 
 def column_ranges(filesystem: fs.FileSystem, path: str, names: Collection[str]) -> dict[str, list[Range]]:

@@ -6,7 +6,9 @@ import glob
 import os
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -21,12 +23,20 @@ class DataError(ValueError):
     """The input data is unreadable or unsuitable; the message names file and column and says what to do."""
 
 
-def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
-    """Returns the filesystem and the (path, path below the input root) of every Parquet file, sorted by the latter."""
+class FoundFile(NamedTuple):
+    """A file's path, its path below the input root, and when it was changed last, in nanoseconds since 1970 (0: not known)."""
+
+    path: str
+    relative_path: str
+    mtime_ns: int
+
+
+def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
+    """Returns the filesystem and every Parquet file, sorted by the path below the input root."""
     if not paths:
         raise DataError("no path is given; name a Parquet file, a folder of them, or a glob")
     filesystem: fs.FileSystem | None = None
-    found: dict[str, str] = {}
+    found: dict[str, FoundFile] = {}
     for path in paths:
         this, root = open_filesystem(path)
         if filesystem is not None and this != filesystem:
@@ -38,8 +48,8 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[tuple[str, str
             raise DataError(f"{path}: cannot be listed: {error}; give a path that can be read") from error
     assert filesystem is not None
     common = os.path.commonpath([os.path.dirname(p) for p in found]) if len(paths) > 1 else None
-    pairs = [(p, os.path.relpath(p, common) if common is not None else below) for p, below in found.items()]
-    return filesystem, sorted(pairs, key=lambda pair: pair[1])
+    files = [file if common is None else file._replace(relative_path=os.path.relpath(file.path, common)) for file in found.values()]
+    return filesystem, sorted(files, key=lambda file: file.relative_path)
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
@@ -52,8 +62,8 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
         raise DataError(f"{path}: cannot be opened: {error}; give a path, file://, s3:// or gs:// URI") from error
 
 
-def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str]:
-    """Returns path -> path below the root of what a file, folder or glob names; hidden names (_x, .x) only where named in full."""
+def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, FoundFile]:
+    """Returns what a file, folder or glob names, by path; hidden names (_x, .x) only where named in full."""
     named: dict[str, None] = {}
     if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(root) and not os.path.exists(root):
         named = dict.fromkeys(glob.glob(root, recursive=True))
@@ -64,21 +74,38 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, str
     if info.type == fs.FileType.NotFound:
         raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
     if info.type == fs.FileType.File:
-        return {root: PurePosixPath(root).name}
-    files = {p: os.path.relpath(p, root) for top in named or [root] for p in files_below(filesystem, top)}
-    visible = {p: below for p, below in files.items() if not any(part.startswith(("_", ".")) for part in PurePosixPath(below).parts)}
-    parquet = {p: below for p, below in visible.items() if p in named or below.endswith((".parquet", ".parq", ".pq"))}
+        return {root: FoundFile(root, PurePosixPath(root).name, info.mtime_ns or 0)}
+    found = (info for top in named or [root] for info in files_below(filesystem, top))
+    files = [FoundFile(info.path, os.path.relpath(info.path, root), info.mtime_ns or 0) for info in found]
+    visible = [file for file in files if not is_hidden(file.relative_path)]
+    parquet = {file.path: file for file in visible if file.path in named or file.path.endswith((".parquet", ".parq", ".pq"))}
     if not parquet:
         raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
     return parquet
 
 
-def files_below(filesystem: fs.FileSystem, path: str) -> list[str]:
+def is_hidden(relative_path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in PurePosixPath(relative_path).parts)
+
+
+def files_below(filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
     """Returns all files of a folder and of its folders, or the one file that the path is."""
-    if filesystem.get_file_info(path).type != fs.FileType.Directory:
-        return [path]
-    listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    return [info.path for info in listed if info.type == fs.FileType.File]
+    info = filesystem.get_file_info(path)
+    if info.type != fs.FileType.Directory:
+        return [info]
+    return [info for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)) if info.type == fs.FileType.File]
+
+
+def in_partition(relative_path: str, partition: str) -> bool:
+    """Whether a partition names a file: by its path, a folder above it, or a name or value in its path, each of which may be a glob.
+
+    2026-11-22 names everything in the folders 2026-11-22/ and date=2026-11-22/, and the files 2026-11-22.parquet.
+    """
+    path = PurePosixPath(relative_path)
+    folders = [str(folder) for folder in path.parents if folder.parts]
+    names = [*path.parts, path.stem]
+    values = [value for _, equals, value in (name.partition("=") for name in names) if equals]
+    return any(fnmatchcase(candidate, partition.rstrip("/")) for candidate in (relative_path, *folders, *names, *values))
 
 
 def partition_values(relative_path: str) -> dict[str, str | None]:

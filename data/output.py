@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +17,29 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data.listing import open_filesystem
-from data.types import is_list
+from data.writing import PartWriter, RowGroupWriter, read_part
 
 SUCCESS = "_SUCCESS"
 MANIFESTS = "_manifests"
 STAGING = "_staging"
 CLAIM = "_job.json"
+PART = ".arrows"
+# The line of an output file's footer that says what it was made from.
+RECORD = "vae.input"
 # Filesystems allow 255 bytes; staging adds 9, and .parquet 8.
 MAX_NAME_BYTES = 230
 
 
 class OutputError(RuntimeError):
     """The output cannot be written, or holds something else than this job's output."""
+
+
+class LostError(RuntimeError):
+    """Another job took the output over while this one worked."""
+
+
+def always() -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -84,27 +95,69 @@ class OutputFolder:
         return list(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
 
     @contextmanager
-    def staged(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    def staged(self, name: str, schema: pa.Schema, may_commit: Callable[[], bool] = always) -> Iterator[RowGroupWriter]:
         """Gives a Parquet writer; its file appears under its final name when the block ends well, and not at all otherwise.
 
-        Float lists are not dictionary-encoded, which is slower and no smaller. Raises OutputError.
+        may_commit: asked last of all, whether the job still holds the folder. Raises OutputError, LostError where it does not.
         """
-        staged, final = f"{self.path}/{STAGING}/{name}.{uuid.uuid4().hex[:8]}", f"{self.path}/{name}"
-        plain = [field.name for field in schema if not is_list(field.type)]
+        with self._written(name, f"{self.path}/{name}", may_commit) as stream, RowGroupWriter(stream, schema) as writer:
+            yield writer
+
+    @contextmanager
+    def staged_part(self, name: str, schema: pa.Schema) -> Iterator[PartWriter]:
+        """Gives a writer of a part, which appears whole under its name among the staged files, or not at all. Raises OutputError."""
+        with self._written(name, self.part(name), always) as stream, PartWriter(stream, schema) as writer:
+            yield writer
+
+    @contextmanager
+    def _written(self, name: str, final: str, may_commit: Callable[[], bool]) -> Iterator[pa.NativeFile]:
+        staged = f"{self.path}/{STAGING}/{name}.{uuid.uuid4().hex[:8]}"
         try:
             self.filesystem.create_dir(f"{self.path}/{STAGING}", recursive=True)
-            with (
-                self.filesystem.open_output_stream(staged) as stream,
-                pq.ParquetWriter(stream, schema, use_dictionary=plain, compression="zstd") as writer,
-            ):
-                yield writer
+            with self.filesystem.open_output_stream(staged) as stream:
+                yield stream
+            flush_to_disk(self.filesystem, staged)
+            if not may_commit():
+                raise LostError(f"{final}: another job took over; this one leaves the file as it is")
             self.filesystem.move(staged, final)
         except OSError as error:
             raise OutputError(f"{final}: cannot be written: {error}") from error
 
-    def manifests(self) -> list[dict[str, Any]]:
-        """Returns the manifests in the order in which they were put."""
-        return [json.loads(self.filesystem.open_input_file(path).read()) for path in self._manifest_paths()]
+    def part(self, name: str) -> str:
+        return f"{self.path}/{STAGING}/{name}{PART}"
+
+    def parts(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields the rows of staged parts, one part after the other."""
+        for name in names:
+            yield from read_part(self.filesystem, self.part(name))
+
+    def footer_record(self, name: str) -> dict[str, Any] | None:
+        """Returns what the job that wrote a file noted in its footer, None where it noted nothing or the file cannot be read."""
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as source:
+                lines = pq.read_metadata(source).metadata or {}
+            return dict(json.loads(lines[RECORD.encode()]))
+        except (pa.ArrowException, OSError, KeyError, ValueError):
+            return None
+
+    def stat(self, name: str) -> dict[str, int]:
+        """Returns what a listing says of a file: output_bytes and output_mtime_ns."""
+        return as_listed(self.filesystem.get_file_info(f"{self.path}/{name}"))
+
+    def remove(self, name: str) -> None:
+        """Deletes a file. Raises OutputError."""
+        try:
+            self.filesystem.delete_file(f"{self.path}/{name}")
+        except OSError as error:
+            raise OutputError(f"{self.path}/{name}: cannot be deleted: {error}") from error
+
+    def newest_manifest(self) -> tuple[dict[str, Any], int]:
+        """Returns the newest manifest and its number; an empty one and 0 where there is none."""
+        path = self.last_manifest()
+        if path is None:
+            return {}, 0
+        with self.filesystem.open_input_file(path) as source:
+            return dict(json.loads(source.read())), int(os.path.basename(path).removesuffix(".json"))
 
     def _manifest_paths(self) -> list[str]:
         selector = fs.FileSelector(f"{self.path}/{MANIFESTS}", allow_not_found=True)
@@ -115,8 +168,8 @@ class OutputFolder:
         names = self._manifest_paths()
         return names[-1] if names else None
 
-    def put_manifest(self, manifest: Mapping[str, Any], number: int) -> str:
-        """Writes the manifest under its number and marks the folder complete; returns its path.
+    def put_manifest(self, manifest: Mapping[str, Any], number: int, complete: bool = True) -> str:
+        """Writes the manifest under its number, marks the folder complete where it is, and returns the manifest's path.
 
         Raises FileExistsError where another job put that number first, OutputError where it cannot be written.
         """
@@ -125,8 +178,9 @@ class OutputFolder:
         try:
             self.filesystem.create_dir(f"{self.path}/{MANIFESTS}", recursive=True)
             put_if_absent(self.filesystem, path, content)
-            with self.filesystem.open_output_stream(f"{self.path}/{SUCCESS}") as stream:
-                stream.write(json.dumps({"manifest": os.path.basename(path)}).encode())
+            if complete:
+                with self.filesystem.open_output_stream(f"{self.path}/{SUCCESS}") as stream:
+                    stream.write(json.dumps({"manifest": os.path.basename(path)}).encode())
             if self.filesystem.get_file_info(f"{self.path}/{STAGING}").type == fs.FileType.Directory:
                 self.filesystem.delete_dir(f"{self.path}/{STAGING}")
         except FileExistsError:
@@ -135,12 +189,23 @@ class OutputFolder:
             raise OutputError(f"{path}: cannot be written: {error}") from error
         return path
 
-    def names(self) -> set[str]:
-        """Returns the names of the files that are there, by one listing."""
-        return {info.base_name for info in self._list()}
+    def files(self) -> dict[str, dict[str, int]]:
+        """Returns the files that are there, by one listing: name -> output_bytes and output_mtime_ns."""
+        return {info.base_name: as_listed(info) for info in self._list() if info.type == fs.FileType.File}
 
     def exists(self, name: str) -> bool:
         return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+
+
+def as_listed(info: fs.FileInfo) -> dict[str, int]:
+    return {"output_bytes": info.size or 0, "output_mtime_ns": info.mtime_ns or 0}
+
+
+def flush_to_disk(filesystem: fs.FileSystem, path: str) -> None:
+    """Returns when a local file's content would survive a loss of power, as its new name must not come before it."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

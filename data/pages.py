@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -255,3 +256,16 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise MalformedHeader("an integer of more than ten bytes")
+
+
+def content_of_group(source: pa.NativeFile, metadata: pq.FileMetaData, index: int, names: Sequence[str]) -> str:
+    """Returns 64 hex digits of a row group's number of rows and of the stored bytes of its columns of these names."""
+    group, wanted = metadata.row_group(index), set(names)
+    digest = hashlib.sha256(str(group.num_rows).encode())
+    chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+    for path, chunk in sorted(chunks.items()):
+        if wanted.intersection(top_level_names(path)):
+            start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None)
+            digest.update(f"\n{path} {chunk.physical_type} {chunk.compression} {chunk.total_compressed_size}\n".encode())
+            digest.update(source.read_at(chunk.total_compressed_size, start))
+    return digest.hexdigest()

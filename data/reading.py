@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from data.footer import file_identity, footer_bytes
 from data.listing import DataError, partition_values, spelled_scalar
-from data.pages import check_pages
+from data.pages import check_pages, content_of_group
 from data.slicing import open_row_group
 from data.table import RowGroup
 from data.types import is_text
@@ -83,6 +83,12 @@ class RowReader:
         found = first - group.first_row
         if found != group.num_rows:
             raise DataError(f"{place(group)} has {found} rows, its footer says {group.num_rows}: the file is damaged; write it anew")
+
+    def content(self, group: RowGroup) -> str:
+        """Returns the hash of what a row group's file holds of the columns wanted. Raises DataError."""
+        with errors_say_where(group):
+            opened = self._opened(group)
+            return content_of_group(opened.source, opened.metadata, group.index, self.schema.names)
 
     def _opened(self, group: RowGroup) -> OpenFile:
         """Returns a row group's file. Raises DataError where it is not the one that the row group was found in."""

@@ -1,34 +1,145 @@
-"""Units of a batch job: one input file and the one output file that it becomes, and which of them are to be done."""
+"""What a batch job has to do: which files are not done, as units of row groups; and what the output holds of files that are gone.
+
+An output file's record: what it was made from (input, identity, content, num_bytes, mtime_ns), what is in it (num_rows, unseen), and how
+it was listed afterwards (output_bytes, output_mtime_ns). Its footer holds the parts of it that do not depend on time or place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from data.output import output_name
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from data.footer import DataFile, in_parallel
+from data.listing import in_partition
+from data.output import RECORD, OutputFolder, output_name
+from data.pages import content_of_group
 from data.table import Table
 
+Record = dict[str, Any]
 
-def units_to_do(table: Table, done: Mapping[str, Any], present: Collection[str]) -> list[dict[str, Any]]:
-    """Returns the files that the manifest lacks, or whose content or output is not what it says.
 
-    done: output name -> what the manifest says of it; present: the output files that are there.
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive row groups of a file, which one actor does at once. part: the staged part's name, None where this is the whole file."""
+
+    file: DataFile
+    output: str
+    first_group: int
+    end_group: int
+    part: str | None
+
+    @property
+    def first_row(self) -> int:
+        return sum(self.file.row_groups[: self.first_group])
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.file.row_groups[self.first_group : self.end_group])
+
+
+@dataclass(frozen=True)
+class State:
+    """What the output holds (records by output name), which files are to be done, and the records of files that are gone."""
+
+    done: dict[str, Record]
+    to_do: list[DataFile]
+    vanished: dict[str, Record]
+
+
+def state_of(
+    table: Table, output: OutputFolder, known: Mapping[str, Record], names: list[str], partition: str | None, made_by: str
+) -> State:
+    """Returns what is done and what is to do, from one listing of the output and, where that does not decide, footers and contents.
+
+    known: the newest manifest's records. names: the columns that are read, whose content decides whether a file changed.
+    partition: the files that the table was restricted to. made_by: what a footer must say of the model to count.
     """
-    units = []
-    for file in table.files:
+    listed = output.files()
+    files = {output_name(file.relative_path): file for file in table.files}
+    done = {name: record for name, record in known.items() if listed.get(name) == at_listing(record)}
+    doubtful = [name for name, file in files.items() if name in listed and not is_of(done.get(name), file)]
+    found = in_parallel(lambda name: checked(table, files[name], output, name, done.get(name), names, made_by), doubtful)
+    for name, record in zip(doubtful, found, strict=True):
+        done.pop(name, None)
+        if record is not None:
+            done[name] = record | listed[name]
+    to_do = [file for name, file in files.items() if name not in done]
+    inputs = {file.relative_path for file in table.files} | set(table.bad)
+    gone = {name: record for name, record in done.items() if record["input"] not in inputs}
+    return State(done, to_do, {n: r for n, r in gone.items() if partition is None or in_partition(r["input"], partition)})
+
+
+def at_listing(record: Record) -> dict[str, int]:
+    return {key: record[key] for key in ("output_bytes", "output_mtime_ns")}
+
+
+def is_of(record: Record | None, file: DataFile) -> bool:
+    """Whether a record says that nothing about a file has changed since."""
+    return record is not None and (record["identity"], record["mtime_ns"]) == (file.identity, file.mtime_ns)
+
+
+def checked(
+    table: Table, file: DataFile, output: OutputFolder, name: str, record: Record | None, names: list[str], made_by: str
+) -> Record | None:
+    """Returns the record of an output file that holds what its input holds now; None where it has to be made."""
+    if record is None:
+        record = output.footer_record(name)
+        if record is None or record.get("made_by") != made_by or record.get("input") != file.relative_path:
+            return None
+    if record["content"] != content_of_file(table.filesystem, file, names):
+        return None
+    return record | of_file(file)
+
+
+def of_file(file: DataFile) -> Record:
+    return {"input": file.relative_path, "identity": file.identity, "num_bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
+
+
+def content_of_file(filesystem: fs.FileSystem, file: DataFile, names: list[str]) -> str:
+    """Returns the hash of the file's content as far as a job reads it."""
+    with filesystem.open_input_file(file.path) as source, pq.ParquetFile(source) as parquet:
+        return content_of([content_of_group(source, parquet.metadata, i, names) for i in range(len(file.row_groups))])
+
+
+def content_of(groups: list[str]) -> str:
+    """Returns one hash of the hashes of a file's row groups."""
+    return hashlib.sha256("\n".join(groups).encode()).hexdigest()
+
+
+def units_of(files: list[DataFile], max_unit_rows: int, made_by: str) -> Iterator[Unit]:
+    """Yields the units of files: consecutive row groups of up to max_unit_rows rows, at least one row group each."""
+    for file in files:
+        cuts, rows = [0], 0
+        for index, num_rows in enumerate(file.row_groups):
+            if rows and rows + num_rows > max_unit_rows:
+                cuts.append(index)
+                rows = 0
+            rows += num_rows
+        cuts.append(len(file.row_groups))
         name = output_name(file.relative_path)
-        known = done.get(name)
-        if known is not None and known["identity"] == file.identity and name in present:
-            continue
-        units.append(
-            {
-                "output": name,
-                "path": file.path,
-                "input": file.relative_path,
-                "identity": file.identity,
-                "num_bytes": file.num_bytes,
-                "row_groups": list(file.row_groups),
-                "partition": file.relative_path if file.partition else "",
-            }
-        )
-    return units
+        for first, end in pairwise(cuts):
+            part = None if len(cuts) == 2 else part_name(file, first, end, made_by)
+            yield Unit(file, name, first, end, part)
+
+
+def part_name(file: DataFile, first: int, end: int, made_by: str) -> str:
+    """Returns a name that only the same rows under the same model have, so that a part which is there need not be made again."""
+    return hashlib.sha256(f"{file.relative_path}\n{file.identity}\n{file.mtime_ns}\n{first}\n{end}\n{made_by}".encode()).hexdigest()[:32]
+
+
+def finished(unit: Unit, made_by: str, unseen: Mapping[str, int], contents: list[str]) -> Record:
+    """Returns the record of a whole file. contents: the hashes of all its row groups."""
+    about = {"num_rows": unit.file.num_rows, "unseen": dict(unseen), "made_by": made_by, "content": content_of(contents)}
+    return of_file(unit.file) | about
+
+
+def footer_line(record: Record) -> dict[str, str]:
+    """Returns what an output file's footer says of its input: nothing of time or place, so that the same input gives the same bytes."""
+    return {RECORD: json.dumps({key: value for key, value in record.items() if key != "mtime_ns"}, sort_keys=True)}

@@ -77,6 +77,11 @@ class Rows(NamedTuple):
         valid = {name: torch.cat([part.valid[name] for part in parts]) for name in parts[0].valid}
         return Rows(values, valid, torch.cat([part.log_jacobian for part in parts]))
 
+    def contiguous(self) -> Rows:
+        """Returns the rows with every tensor in row-major order."""
+        values, valid = ({name: tensor.contiguous() for name, tensor in parts.items()} for parts in (self.values, self.valid))
+        return Rows(values, valid, self.log_jacobian.contiguous())
+
     def slice(self, begin: int, end: int) -> Rows:
         """Returns rows begin..end-1, as views."""
         return Rows(

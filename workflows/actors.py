@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,21 @@ class Shared:
     reference: ray.ObjectRef
 
 
-def run_units(actor: type, model: ModelFiles, task: Any, units: list[dict[str, Any]], num_actors: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Pool:
+    """How many actors work at once, and whether each has a GPU."""
+
+    num_actors: int
+    use_gpu: bool
+
+
+def run_units(actor: type, model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool) -> Iterator[dict[str, Any]]:
     """Yields what the actors return for each unit, as units end. Ray Data schedules them over a pool of actors.
 
     actor: a class that is made from a Shared and called with a unit. task: what every one of them is told.
     """
-    items = ray.data.from_items(units, override_num_blocks=len(units))
-    pool = ray.data.ActorPoolStrategy(size=min(num_actors, len(units)))
+    items = ray.data.from_items([dict(unit) for unit in units], override_num_blocks=len(units))
+    actors = ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(units)))
     shared = Shared(ray.put((model, task)))
-    yield from items.map(actor, fn_constructor_args=(shared,), compute=pool, num_cpus=1).iter_rows()
+    options = {"num_cpus": 1} | ({"num_gpus": 1} if pool.use_gpu else {})
+    yield from items.map(actor, fn_constructor_args=(shared,), compute=actors, **options).iter_rows()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import ray
 
 from data.output import OutputError, OutputFolder
 from data.table import Table
-from workflows.actors import ModelFiles
+from workflows.actors import ModelFiles, Pool
 from workflows.batch_config import BatchClusterConfig
-from workflows.cluster import is_submitted, require_resources
+from workflows.cluster import is_submitted, possible_resources, require_resources
 from workflows.config import ConfigError
-from workflows.errors import TryAgain, logger
-from workflows.registry import PinnedModel, lineage, relative_store
+from workflows.errors import ServiceError, TryAgain, logger
+from workflows.lease import Claims, Fence
+from workflows.registry import PinnedModel, Registry, lineage, relative_store
+
+CLAIMS = "_attempts"
+PROGRESS_S = 5.0
 
 
 def refuse_lost_output(path: str, model: str, tracking_uri: str | None) -> None:
@@ -45,42 +50,97 @@ def refuse_output_in_input(table: Table, output: OutputFolder) -> None:
         raise OutputError(f"output.path {output.path} lies in the input folder {inside[0]}: the next run would read it; choose one outside")
 
 
-def num_actors(config: BatchClusterConfig) -> int:
-    """Returns how many actors work at once, when there is a CPU for one: by default all but the one left for Ray Data.
+def claim_pool(config: BatchClusterConfig) -> Pool:
+    """Returns the actors that work at once, when the cluster has room for one: by default all CPUs but the one left for other tasks.
 
-    Raises ServiceError where no CPU can come.
+    Raises ServiceError where what one actor needs cannot come.
     """
-    require_resources({"CPU": 1.0}, config.start_timeout_s)
-    return config.num_actors or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
+    use_gpu = possible_resources().get("GPU", 0) >= 1 if config.use_gpu == "auto" else config.use_gpu
+    require_resources({"CPU": 1.0} | ({"GPU": 1.0} if use_gpu else {}), config.start_timeout_s)
+    there = ray.cluster_resources()
+    fitting = int(there.get("GPU", 1)) if use_gpu else int(there.get("CPU", 2)) - 1
+    return Pool(config.num_actors or max(1, fitting), use_gpu)
+
+
+@contextmanager
+def held(root: OutputFolder) -> Iterator[Fence]:
+    """Holds an output while open, so that one job at a time writes it.
+
+    Raises TryAgain where another job holds it and lives, OutputError where it cannot be written.
+    """
+    claims = Claims(root.filesystem, f"{root.path}/{CLAIMS}", unwritable=OutputError)
+    with claims.held(f"the output {root.path}") as attempt:
+        yield Fence(claims, attempt)
+
+
+def followed(results: Iterable[dict[str, Any]], num_units: int, num_rows: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the units' records, saying every few seconds how far they are. num_rows: of all units, where that is known."""
+    rows = 0
+    started = said = time.monotonic()
+    for done, record in enumerate(results, 1):
+        rows += int(record["num_rows"])
+        if time.monotonic() - said > PROGRESS_S:
+            said = time.monotonic()
+            share = rows / num_rows if num_rows else done / num_units
+            left = (said - started) * (1 - share) / max(share, 1e-9)
+            logger.info("%d of %d units, %d rows, %.0f rows/s, about %.0f s to go", done, num_units, rows, rows / (said - started), left)
+        yield record
 
 
 def follow(results: Iterable[dict[str, Any]], num_units: int) -> list[dict[str, Any]]:
     """Returns the units' records, saying every few seconds how far they are."""
-    records: list[dict[str, Any]] = []
-    started = said = time.monotonic()
-    for record in results:
-        records.append(record)
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            rows = sum(int(r["num_rows"]) for r in records)
-            left = (said - started) * (num_units - len(records)) / len(records)
-            logger.info(
-                "%d of %d units, %d rows, %.0f rows/s, about %.0f s to go", len(records), num_units, rows, rows / (said - started), left
-            )
-    return records
+    return list(followed(results, num_units))
 
 
-def put_manifest(output: OutputFolder, pinned: PinnedModel, job: str, units: dict[str, Any], number: int) -> str:
-    """Returns the path of the manifest that now says what the folder holds. Raises TryAgain where another job was first."""
+def put_manifest(
+    output: OutputFolder, pinned: PinnedModel, job: str, contents: Mapping[str, Any], number: int, complete: bool = True
+) -> str:
+    """Returns the path of the manifest that now says what the folder holds. Raises TryAgain where another job was first.
+
+    contents: the records of the output's files under "units", and what else is to be said.
+    """
     manifest = {
         "job": job,
         "model_name": pinned.name,
         "model_version": pinned.version,
         "bundle_sha256": pinned.sha256,
         "code": lineage(),
-        "units": units,
+        **contents,
     }
     try:
-        return output.put_manifest(manifest, number)
+        return output.put_manifest(manifest, number, complete)
     except FileExistsError as error:
         raise TryAgain(f"{output.path}: another job wrote manifest {number} meanwhile; run again") from error
+
+
+def where(output: OutputFolder) -> dict[str, Any]:
+    """Returns where the output lies, for the JSON line."""
+    return {"output_path": output.path, "manifest": output.last_manifest()}
+
+
+def rate(result: Mapping[str, Any], started: float) -> dict[str, float]:
+    """Returns how fast the job was, for the JSON line."""
+    wall_s = time.monotonic() - started
+    return {"rows_per_s": result["num_rows"] / wall_s, "wall_s": wall_s}
+
+
+def record_job(
+    registry: Registry,
+    experiment: str,
+    pinned: PinnedModel,
+    options: Mapping[str, Any],
+    result: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Logs what a job did as an MLflow run that is linked to the model version, as far as MLflow answers.
+
+    result: the job's JSON line; manifest: what is kept as the run's artifact. A folder's model has no version to link to.
+    """
+    if pinned.name is None:
+        return
+    tags = {key: str(result[key]) for key in ("job", "model_name", "model_version", "output_path")} | lineage()
+    metrics = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
+    try:
+        registry.log_job(experiment, f"{result['job']} {pinned.name} {pinned.version}", options, tags, metrics, manifest, pinned.run_id)
+    except ServiceError as unreachable:
+        logger.warning("the job is done, but its MLflow run is not recorded: %s", unreachable)

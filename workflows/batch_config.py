@@ -15,7 +15,9 @@ class BatchClusterConfig:
     address: str | None = None
     """A running Ray cluster ("auto" or host:port); without it Ray starts in this process, unless RAY_ADDRESS or the job says otherwise."""
     num_actors: int | None = None
-    """Actors that work at once; default: as many as the cluster has CPUs, less one."""
+    """Actors that work at once; default: as many as the cluster has CPUs, less one, or as it has GPUs."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """One GPU per actor; auto: when the cluster has, or can start, one."""
     start_timeout_s: float = 900.0
     """Seconds that the job waits for nodes that the cluster can start."""
 
@@ -31,11 +33,20 @@ class BatchDataConfig:
     """Parquet file, folder, glob, list of these, or URI (local, s3://, gs://)."""
     key: str | None = None
     """The column that identifies a row in the output; default: the model's key column, or source_file and source_row without one."""
+    partition: str | None = None
+    """Only these files below data.path: a folder's or file's name, or its value (2026-11-22 also means date=2026-11-22), a relative path,
+    or a glob of these."""
+    on_bad_file: Literal["error", "quarantine"] = "error"
+    """What a file that cannot be read, or does not fit the model, does: error: end the job; quarantine: the others are done, the manifest
+    lists it, and the job exits with 65 at the end."""
+    max_unit_rows: int = 1_000_000
+    """Rows that an actor does at once; files with more are cut between row groups and joined."""
     max_batch_bytes: int = 268_435_456
     """Bytes that rows may take when decoded at once; larger row groups are read in slices, and what cannot be sliced is refused."""
 
     def check(self) -> None:
         check_batch_bytes(self.max_batch_bytes)
+        require(self.max_unit_rows >= 1, "data.max_unit_rows", self.max_unit_rows, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class BatchRegistryConfig:
 
     tracking_uri: str | None = None
     """MLflow store that holds the model; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
+    experiment: str = "vae"
+    """MLflow experiment of the job's own run, which says what it did with which model version; none for a folder's model."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,14 @@ class EncodeOutputConfig:
 
     path: str
     """Folder for OUTPUT/model_version=N/*.parquet."""
-    columns: list[Literal["mean", "scale", "elbo"]] = field(default_factory=lambda: ["mean", "scale"])
-    """mean: z_mean, scale: z_scale, both fixed_size_list<float>[latent_dim]; elbo: nats per row."""
+    columns: list[Literal["mean", "scale", "elbo", "log_evidence_bound", "reconstruction", "anomaly"]] = field(
+        default_factory=lambda: ["mean", "scale"]
+    )
+    """mean: z_mean, scale: z_scale, both fixed_size_list<float>[latent_dim]; elbo: nats per row; log_evidence_bound: the
+    importance-weighted bound, nats per row; reconstruction: the decoder's expected columns at z_mean, as a struct; anomaly:
+    anomaly_score_nats (-ELBO), and the three columns that exceed most what is to be expected of them."""
+    prune: bool = False
+    """Delete the output of input files that are gone; otherwise they are reported and their rows stay."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +90,20 @@ class EncodeConfig:
     """Embed every row of a Parquet table with a registered model."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
     data: BatchDataConfig
     output: EncodeOutputConfig
+    num_importance_samples: int = 100
+    """Samples per row of log_evidence_bound."""
     registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
     cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
 
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
-        require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more of mean, scale, elbo")
+        require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more columns")
+        require(len(set(self.output.columns)) == len(self.output.columns), "output.columns", self.output.columns, "without a column twice")
+        require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class GenerateConfig:
     """Generate rows from a registered model."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
     num_rows: int
     """Rows to generate."""
     output: GenerateOutputConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 logger = logging.getLogger("vae")
 
@@ -17,3 +18,11 @@ class TryAgain(RuntimeError):
 
 class ComputationError(RuntimeError):
     """The computation itself failed."""
+
+
+class Incomplete(RuntimeError):
+    """The job did what it could and says so in its JSON line; `cause` is why it is not all, and decides the exit code."""
+
+    def __init__(self, result: dict[str, Any], cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.result, self.cause = result, cause

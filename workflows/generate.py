@@ -19,7 +19,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 from data.output import OutputFolder
 from vae.bundle import open_bundle
 from workflows.actors import run_units
-from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output
+from workflows.batch import claim_pool, follow, model_files, put_manifest, refuse_lost_output
 from workflows.batch_config import GenerateConfig
 from workflows.cluster import connected
 from workflows.errors import logger
@@ -37,15 +37,15 @@ def main(config: GenerateConfig) -> dict[str, Any]:
     per_file = config.output.rows_per_file
     request = {"num_rows": config.num_rows, "seed": config.seed, "rows_per_file": per_file}
     output.claim({"job": "generate", "model_name": pinned.name, "model_version": pinned.version, "bundle_sha256": pinned.sha256} | request)
-    if not output.manifests():
+    if output.last_manifest() is None:
         starts = range(0, config.num_rows, per_file)
         units = [
             {"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": min(s + per_file, config.num_rows)} for i, s in enumerate(starts)
         ]
         with connected(config.cluster.address):
-            results = run_units(Generator, model_files(pinned), GenerateTask(output, config.seed), units, num_actors(config.cluster))
+            results = run_units(Generator, model_files(pinned), GenerateTask(output, config.seed), units, claim_pool(config.cluster))
             records = follow(results, len(units))
-        put_manifest(output, pinned, "generate", {record["output"]: record for record in records}, 1)
+        put_manifest(output, pinned, "generate", {"units": {record["output"]: record for record in records}}, 1)
     else:
         logger.info("%s holds these rows already; nothing to do", output.path)
     wall_s = time.monotonic() - started

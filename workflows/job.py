@@ -17,10 +17,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from data.columns import ColumnOverrideError
 from data.encoding import EncodingFormatError
 from data.listing import DataError
-from data.output import OutputError
+from data.output import LostError, OutputError
 from vae.bundle import BundleError
 from workflows.config import ConfigError
-from workflows.errors import ComputationError, ServiceError, TryAgain, logger
+from workflows.errors import ComputationError, Incomplete, ServiceError, TryAgain, logger
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ConfigError, 2),
@@ -29,6 +29,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ServiceError, 69),
     (OutputError, 73),
     (TryAgain, 75),
+    (LostError, 75),
     (KeyboardInterrupt, 75),
     (BundleError, 76),
     (EncodingFormatError, 76),
@@ -67,13 +68,16 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config]) -> 
         os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
+    result: dict[str, Any] | None
     try:
         result = main(parse(config_type))
     except BaseException as error:  # the border: whatever it was becomes a message and an exit code
         code = exit_code(error)
         explain(error)
+        result = error.result if isinstance(error, Incomplete) else None
     else:
         code = 0
+    if result is not None:
         print(json.dumps(result, allow_nan=False), file=standard_output, flush=True)
     flush_and_exit(code)
 

@@ -1,4 +1,4 @@
-"""Who works on a run: numbered claims in its folder, one job at a time, taken over when the holder is gone.
+"""Who works on a run or an output: numbered claims in its folder, one job at a time, taken over when the holder is gone.
 
 RUN/attempts/NNNNNN.json is put by whoever takes the run, only if absent; the highest number holds it. NNNNNN.beat beside it is rewritten
 every few seconds while the holder lives, and says when it let go.
@@ -31,11 +31,24 @@ RELEASED = "released"
 
 
 @dataclass(frozen=True)
+class Fence:
+    """One attempt at some work, as those who work for it know it."""
+
+    claims: Claims
+    attempt: int
+
+    def is_held(self) -> bool:
+        """Whether no later attempt took the work over."""
+        return self.claims.is_current(self.attempt)
+
+
+@dataclass(frozen=True)
 class Claims:
-    """The claims on one run. Travels to the workers, who ask whether their attempt is still the current one."""
+    """The claims on one run, or on one output. Travels to the workers, who ask whether their attempt is still the current one."""
 
     filesystem: fs.FileSystem
     path: str
+    unwritable: type[Exception] = ServiceError
 
     def newest(self) -> int:
         """Returns the highest number that was claimed, 0 where there is none."""
@@ -50,15 +63,16 @@ class Claims:
     def held(self, what: str) -> Iterator[int]:
         """Holds the claim while open; gives the attempt's number, from 1 on.
 
-        Raises TryAgain where another job holds it and lives, ServiceError where the storage cannot be written.
+        Raises TryAgain where another job holds it and lives, the error `unwritable` where the storage cannot be written.
         """
         try:
             self.filesystem.create_dir(self.path, recursive=True)
             attempt = self._take(what)
+            self._forget(attempt - 1)
         except FileExistsError as error:
             raise TryAgain(f"{what} was taken by another job just now; the same command goes on when that has ended") from error
         except OSError as error:
-            raise ServiceError(f"{self.path} cannot be written: {error}") from error
+            raise self.unwritable(f"{self.path} cannot be written: {error}") from error
         ended = threading.Event()
         beating = threading.Thread(target=self._beat_until, args=(attempt, ended), daemon=True)
         beating.start()
@@ -75,6 +89,15 @@ class Claims:
             raise TryAgain(f"{what} is held by another job ({self._holder(newest)}); the same command goes on when that has ended")
         put_if_absent(self.filesystem, self._file(newest + 1, "json"), json.dumps(this_process()).encode())
         return newest + 1
+
+    def _forget(self, before: int) -> None:
+        """Deletes the claims before an attempt, which nobody asks for any more."""
+        selector = fs.FileSelector(self.path)
+        old = [
+            info for info in self.filesystem.get_file_info(selector) if info.base_name[:6].isdigit() and int(info.base_name[:6]) < before
+        ]
+        for info in old:
+            self.filesystem.delete_file(info.path)
 
     def _is_gone(self, attempt: int, what: str) -> bool:
         holder, beat = self._holder(attempt), self._last_beat(attempt)

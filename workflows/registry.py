@@ -9,10 +9,11 @@ import logging
 import os
 import re
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,28 @@ class Registry:
         except ServiceError as unreachable:
             logger.warning("that the run is %s did not reach MLflow: %s", status, unreachable)
 
+    def log_job(
+        self,
+        experiment: str,
+        name: str,
+        options: Mapping[str, Any],
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        manifest: Mapping[str, Any],
+        training_run_id: str | None,
+    ) -> str:
+        """Returns the id of a finished run that says what a batch job did. manifest: kept as its artifact."""
+        experiment_id = self.open_experiment(experiment)
+        linked = dict(tags) | ({"training_run_id": training_run_id} if training_run_id else {})
+        with service_errors(self.uri):
+            run_id = str(self.client.create_run(experiment_id, run_name=name, tags=linked).info.run_id)
+            now = int(time.time() * 1000)
+            params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in options.items()]
+            self.client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()], params)
+            self.client.log_dict(run_id, dict(manifest), "manifest.json")
+            self.client.set_terminated(run_id, "FINISHED")
+        return run_id
+
     def end_run(self, run_id: str, status: str) -> None:
         with service_errors(self.uri):
             self.client.set_terminated(run_id, status)
@@ -190,16 +213,20 @@ class Registry:
         return str(mlflow.register_model(info.model_uri, model_name, await_registration_for=60).version)
 
     def pin(self, reference: str) -> PinnedModel:
-        """Returns the model that a reference names: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.
+        """Returns the model that a reference names: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/PATH, or a bundle's folder.
 
         Raises BundleError where it names nothing or the files are not those that were registered, ServiceError where the
         registry does not answer.
         """
+        if reference.startswith("runs:/"):
+            return self._pin_run(reference)
         if not reference.startswith("models:/"):
             return folder_model(Path(reference))
         named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
         if named is None:
-            raise BundleError(f"{reference}: not a model reference; give models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+            raise BundleError(
+                f"{reference}: not a model reference; give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model or a folder"
+            )
         name, alias, number = named.groups()
         try:
             found = self.client.get_model_version_by_alias(name, alias) if alias else self.client.get_model_version(name, number)
@@ -213,6 +240,21 @@ class Registry:
         if found.tags.get("bundle_sha256", sha256) != sha256:
             raise BundleError(f"{reference}: the bundle's sha256 is {sha256}, registered was {found.tags['bundle_sha256']}; do not use it")
         return PinnedModel(files, name, str(found.version), found.run_id, sha256)
+
+    def _pin_run(self, reference: str) -> PinnedModel:
+        """Returns the model that a run logged: its registered version where it has one, else known by the bundle's hash."""
+        run_id = reference.removeprefix("runs:/").split("/")[0]
+        try:
+            self.client.get_run(run_id)
+            versions = self.client.search_model_versions(f"run_id = '{run_id}'")
+            if versions:
+                return self.pin(f"models:/{versions[0].name}/{versions[0].version}")
+            folder = Path(mlflow.artifacts.download_artifacts(reference))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise BundleError(f"{reference}: not at {without_password(self.uri)}: {error.message}") from error
+            raise ServiceError(f"MLflow at {without_password(self.uri)}: {error}") from error
+        return replace(folder_model(folder), run_id=run_id)
 
 
 @contextmanager

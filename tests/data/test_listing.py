@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.listing import NULL_PARTITION, DataError, find_files, partition_type, partition_values, spelled_scalar
+from data.listing import NULL_PARTITION, DataError, find_files, in_partition, partition_type, partition_values, spelled_scalar
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -99,4 +99,29 @@ def test_files_matched_by_a_glob_are_found_once_however_many_patterns_match_them
         (tmp_path / name).touch()
     for paths in (["a/**"], ["a/*"], ["a/x=1", "a/x=2"], ["a", "a/x=1/1.parquet"], ["a/x=*/*.parquet"]):
         _, found = find_files([f"{tmp_path}/{path}" for path in paths])
-        assert [below for _, below in found] == ["x=1/1.parquet", "x=2/1.parquet"], paths
+        assert [file.relative_path for file in found] == ["x=1/1.parquet", "x=2/1.parquet"], paths
+
+
+def test_a_files_time_of_change_is_found_with_it(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a.parquet", "b/c.parquet"):
+        (tmp_path / name).touch()
+    for path in (tmp_path, tmp_path / "a.parquet", tmp_path / "*"):
+        _, found = find_files([str(path)])
+        assert [file.mtime_ns for file in found] == [Path(file.path).stat().st_mtime_ns for file in found]
+
+
+@pytest.mark.parametrize(
+    ("partition", "named"),
+    [
+        ("2026-11-22", ["2026-11-22.parquet", "2026-11-22/a.parquet", "2026-11-22/b/c.parquet", "day=2026-11-22/a.parquet"]),
+        ("day=2026-11-2*", ["day=2026-11-22/a.parquet", "day=2026-11-23/a.parquet"]),
+        ("2026-11-22/b", ["2026-11-22/b/c.parquet"]),
+        ("2026-11-22/b/", ["2026-11-22/b/c.parquet"]),
+        ("2026-11-22/a.parquet", ["2026-11-22/a.parquet"]),
+        ("2026-11-2", []),
+    ],
+)
+def test_a_partition_names_folders_files_and_values(partition: str, named: list[str]) -> None:
+    paths = ["2026-11-22.parquet", "2026-11-22/a.parquet", "2026-11-22/b/c.parquet", "day=2026-11-22/a.parquet", "day=2026-11-23/a.parquet"]
+    assert [path for path in paths if in_partition(path, partition)] == named

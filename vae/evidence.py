@@ -1,0 +1,48 @@
+"""Estimates of log p(x) from importance weights w = p(x,z) / q(z|x), z from q(z|x), and which cells they owe it to.
+
+Shapes: S samples, B rows, D cells of a field, L latent dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae.model import VAE
+from vae.posteriors import DiagonalGaussian
+from vae.rows import Rows
+
+# Cells that are scored at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
+MAX_CELLS = 2**23
+
+
+def log_weights(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Returns log p(x,z) - log q(z|x) in nats for samples z of q, [S, B].
+
+    Their mean is the ELBO, and log-mean-exp of K of them the importance-weighted bound (Burda et al. 2016), in expectation.
+    """
+    num_cells = sum(values.shape[1] for values in rows.values.values())
+    at_once = max(1, MAX_CELLS // max(1, rows.num_rows * num_cells))
+    parts = []
+    for begin in range(0, num_samples, at_once):
+        size = (min(at_once, num_samples - begin), rows.num_rows, model.latent_dim)
+        z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
+        parts.append(model.likelihood(z).log_prob(rows) + model.prior.log_prob(z) - q_z.log_prob(z))
+    return torch.cat(parts)
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """Returns the log of the mean weight over samples, [B] from [S, B]."""
+    return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
+
+
+def surprisal(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns -E_q[log p(cell|z)] in nats in stored units, 0 where a cell is missing: field -> [B, D]."""
+    total: dict[str, Tensor] = {}
+    for _ in range(num_samples):
+        noise = torch.randn(rows.num_rows, model.latent_dim, generator=generator, dtype=model.dtype).to(model.device)
+        for name, log_prob in model.likelihood(q_z.rsample(noise)).cell_log_probs(rows).items():
+            total[name] = total[name] - log_prob if name in total else -log_prob
+    return {name: cells / num_samples for name, cells in total.items()}
