@@ -31,8 +31,6 @@ class BatchDataConfig:
 
     path: str | list[str]
     """Parquet file, folder, glob, list of these, or URI (local, s3://, gs://)."""
-    key: str | None = None
-    """The column that identifies a row in the output; default: the model's key column, or source_file and source_row without one."""
     partition: str | None = None
     """Only these files below data.path: a folder's or file's name, or its value (2026-11-22 also means date=2026-11-22), a relative path,
     or a glob of these."""
@@ -47,6 +45,14 @@ class BatchDataConfig:
     def check(self) -> None:
         check_batch_bytes(self.max_batch_bytes)
         require(self.max_unit_rows >= 1, "data.max_unit_rows", self.max_unit_rows, "at least 1")
+
+
+@dataclass(frozen=True)
+class EncodeDataConfig(BatchDataConfig):
+    """The table."""
+
+    key: str | None = None
+    """The column that identifies a row in the output; default: the model's key column, or source_file and source_row without one."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,18 @@ class EncodeOutputConfig:
 
 
 @dataclass(frozen=True)
+class ReconstructOutputConfig:
+    """The filled rows."""
+
+    path: str
+    """Folder for OUTPUT/model_version=N/*.parquet."""
+    standard_deviations: bool = False
+    """Adds NAME_standard_deviation beside every column of numbers: the posterior's, in data units, for cells that were filled."""
+    prune: bool = False
+    """Delete the output of input files that are gone; otherwise they are reported and their rows stay."""
+
+
+@dataclass(frozen=True)
 class GenerateOutputConfig:
     """The generated rows."""
 
@@ -91,7 +109,7 @@ class EncodeConfig:
 
     model: str
     """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
-    data: BatchDataConfig
+    data: EncodeDataConfig
     output: EncodeOutputConfig
     num_importance_samples: int = 100
     """Samples per row of log_evidence_bound."""
@@ -104,6 +122,22 @@ class EncodeConfig:
         require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more columns")
         require(len(set(self.output.columns)) == len(self.output.columns), "output.columns", self.output.columns, "without a column twice")
         require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Fill the nulls of a Parquet table from a registered model."""
+
+    model: str
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    data: BatchDataConfig
+    output: ReconstructOutputConfig
+    registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
+    cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
+
+    def check(self) -> None:
+        self.cluster.check()
+        self.data.check()
 
 
 @dataclass(frozen=True)

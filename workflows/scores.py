@@ -92,8 +92,8 @@ class Scorer:
         """Returns which columns a row has any cell of, [B, C]."""
         columns: list[NDArray[Any]] = []
         for field in self.encoding.fields:
-            valid = rows.valid[field.name].cpu().numpy()
-            columns.append(valid.any(1, keepdims=True) if len(field.columns) == 1 else valid)
+            valid: NDArray[Any] = rows.valid[field.name].cpu().numpy()
+            columns.append(np.any(valid, 1, keepdims=True) if len(field.columns) == 1 else valid)
         return np.concatenate(columns, 1)
 
 

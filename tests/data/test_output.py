@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.listing import DataError
-from data.output import OutputError, OutputFolder, output_name, put_if_absent
+from data.output import LostError, OutputError, OutputFolder, output_name, put_if_absent
 from data.table import open_table
 
 TABLE = pa.table({"id": [1, 2, 3], "z_mean": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)})
@@ -152,15 +152,15 @@ def test_of_two_claims_at_once_the_second_looks_at_the_first(tmp_path: Path, mon
 
 def test_manifests_are_numbered_and_each_number_is_put_once(tmp_path: Path) -> None:
     output = folder(tmp_path)
-    assert output.manifests() == []
+    assert output.newest_manifest() == ({}, 0)
     assert output.last_manifest() is None
     for number in range(1, 12):
         path = output.put_manifest({"units": number}, number)
         assert output.last_manifest() == path == str(tmp_path / f"out/_manifests/{number:06d}.json")
-    assert [manifest["units"] for manifest in output.manifests()] == list(range(1, 12))
+        assert output.newest_manifest() == ({"units": number}, number)
     with pytest.raises(FileExistsError):
         output.put_manifest({"units": "again"}, 11)
-    assert output.manifests()[-1] == {"units": 11}
+    assert output.newest_manifest() == ({"units": 11}, 11)
     assert json.loads((tmp_path / "out/_SUCCESS").read_text()) == {"manifest": "000011.json"}
 
 
@@ -185,7 +185,7 @@ def test_of_many_who_put_the_same_number_one_does_and_its_content_stays(tmp_path
     winners = [writer for writer, won in outcomes if won]
     assert len(outcomes) == 8
     assert len(winners) == 1
-    assert output.manifests()[0]["writer"] == winners[0]
+    assert output.newest_manifest()[0]["writer"] == winners[0]
     assert [path.name for path in (tmp_path / "out/_manifests").iterdir()] == ["000001.json"]
 
 
@@ -214,7 +214,7 @@ def test_a_folder_below_is_a_folder_of_its_own(tmp_path: Path) -> None:
     root.claim(RECORD)
     write(root.below("model_version=3"), "a.parquet")
     assert (tmp_path / "out/model_version=3/a.parquet").exists()
-    assert root.manifests() == []
+    assert root.newest_manifest() == ({}, 0)
 
 
 @pytest.mark.parametrize("deeper", ["", "/below"])
@@ -286,3 +286,38 @@ def test_every_output_name_can_be_written_and_is_found(path: str, tmp_path_facto
     output = OutputFolder.open(str(tmp_path_factory.mktemp("named")))
     write(output, output_name(path))
     assert [file.relative_path for file in open_table(output.path).files] == [output_name(path)]
+
+
+def test_a_folder_is_not_marked_complete_by_a_manifest_that_is_not(tmp_path: Path) -> None:
+    output = folder(tmp_path)
+    output.put_manifest({"units": 1}, 1)
+    output.put_manifest({"units": 2}, 2, complete=False)
+    assert json.loads((tmp_path / "out/_SUCCESS").read_text()) == {"manifest": "000001.json"}
+
+
+def test_who_lost_the_folder_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    output = folder(tmp_path)
+    write(output, "a.parquet")
+    with pytest.raises(LostError, match="took over"), output.staged("a.parquet", TABLE.schema, lambda: False) as writer:
+        writer.write_table(TABLE.slice(0, 1))
+    assert pq.read_table(tmp_path / "out/a.parquet").equals(TABLE)
+
+
+def test_a_footer_says_what_was_noted_in_it(tmp_path: Path) -> None:
+    output = folder(tmp_path)
+    with output.staged("a.parquet", TABLE.schema) as writer:
+        writer.write_table(TABLE)
+        writer.annotate({"vae.input": json.dumps({"num_rows": 3})})
+    write(output, "plain.parquet")
+    (tmp_path / "out/damaged.parquet").write_bytes(b"PAR1 no")
+    assert output.footer_record("a.parquet") == {"num_rows": 3}
+    assert [output.footer_record(name) for name in ("plain.parquet", "damaged.parquet", "absent.parquet")] == [None] * 3
+    listed = output.files()
+    assert (
+        listed["a.parquet"]
+        == output.stat("a.parquet")
+        == {
+            "output_bytes": (tmp_path / "out/a.parquet").stat().st_size,
+            "output_mtime_ns": (tmp_path / "out/a.parquet").stat().st_mtime_ns,
+        }
+    )

@@ -1,0 +1,71 @@
+"""Fills the nulls of a Parquet table from a registered model; what is there stays as it is.
+
+    python workflows/reconstruct.py --model models:/NAME@champion --data.path TABLE --output.path FOLDER [--section.key value ...]
+
+Reads Parquet and a model version. Writes FOLDER/model_version=N/*.parquet with the training table's columns, one output file per input
+file. A second run does nothing; new files only add; the output of a changed file is replaced at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in workflows/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pyarrow as pa
+
+from data.encoding import TableEncoding
+from data.listing import DataError
+from data.output import OutputFolder
+from vae.bundle import open_bundle
+from workflows.batch import rate, record_job, refuse_lost_output, where
+from workflows.batch_config import ReconstructConfig
+from workflows.file_job import FileJob, open_input, refuse_bad_files, say
+from workflows.imputation import Imputed, Imputer, output_schema
+from workflows.job import run
+from workflows.registry import PinnedModel, Registry, flatten
+
+
+def main(config: ReconstructConfig) -> dict[str, Any]:
+    started = time.monotonic()
+    refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
+    registry = Registry(config.registry.tracking_uri)
+    pinned = registry.pin(config.model)
+    job = imputation_job(config, pinned)
+    done = job.run(config.cluster)
+    say(done, config.output.prune)
+    result = {"job": "reconstruct", "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
+    result |= rate(result, started)
+    if done.worked:
+        record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, done.contents)
+    refuse_bad_files(result, done.contents["quarantined"])
+    return result
+
+
+def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
+    """Returns what is to become what, once input, model and output fit together. Raises DataError, BundleError, OutputError."""
+    encoding = TableEncoding.from_json(open_bundle(pinned.files, where=config.model).table)
+    table = open_input(config.data, encoding.schema.names, partial(check_schema, encoding))
+    what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
+    claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
+    root, schema = OutputFolder.open(config.output.path), output_schema(encoding, what)
+    return FileJob("reconstruct", table, root, claim, pinned, Imputer, what, schema, config.data, config.output.prune)
+
+
+def check_schema(encoding: TableEncoding, schema: pa.Schema, where: str, spelled: Collection[str]) -> None:
+    """Raises DataError for a file that lacks a column of the training table, or does not fit the model."""
+    encoding.check_schema(schema, where, spelled)
+    missing = [name for name in encoding.schema.names if name not in schema.names]
+    if missing:
+        raise DataError(f"{where}: the training table's columns {missing} are missing")
+
+
+if __name__ == "__main__":
+    run(main, ReconstructConfig)
