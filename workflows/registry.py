@@ -40,6 +40,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
 MAX_PARAM_CHARS = 6000
+CHAMPION_CHANGE = "champion_change"
+MAX_VERSIONS = 100_000  # MLflow allows 200,000
 # MLflow allows 1000; to find 1000 points again that are there already takes a busy server more than the 10 s above.
 MAX_METRICS_PER_CALL = 250
 
@@ -213,6 +215,46 @@ class Registry:
         if found.tags.get("bundle_sha256", sha256) != sha256:
             raise BundleError(f"{reference}: the bundle's sha256 is {sha256}, registered was {found.tags['bundle_sha256']}; do not use it")
         return PinnedModel(files, name, str(found.version), found.run_id, sha256)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Returns a registered model's aliases as alias -> version.
+
+        Raises BundleError, naming the models that there are, where it is none; ServiceError where the registry does not answer.
+        """
+        with service_errors(self.uri):
+            try:
+                return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            known = ", ".join(model.name for model in self.client.search_registered_models(max_results=20))
+        raise BundleError(f"no model {name!r} in the registry at {without_password(self.uri)}; it has {known or 'none'}")
+
+    def versions(self, name: str) -> list[str]:
+        """Returns a registered model's version numbers, the lowest first. Raises ServiceError where the registry does not answer."""
+        with service_errors(self.uri):
+            found = self.client.search_model_versions(f"name = '{name}'", max_results=MAX_VERSIONS)
+        return [str(number) for number in sorted(int(version.version) for version in found)]
+
+    def last_champion_change(self, name: str) -> dict[str, str]:
+        """Returns what move_champion last noted of a model; empty where it never did."""
+        with service_errors(self.uri):
+            noted: dict[str, str] = json.loads(self.client.get_registered_model(name).tags.get(CHAMPION_CHANGE, "{}"))
+        return noted
+
+    def move_champion(self, name: str, change: Mapping[str, str]) -> None:
+        """Makes version change["to"] champion and change["from"], where there is one, previous.
+
+        The change is noted first, as tags `champion_KEY` of the version and one JSON tag of the model; then `previous` is
+        written, then `champion`. Cut off in between, both aliases name the old champion and the note says what was meant.
+        """
+        with service_errors(self.uri):
+            for key, value in change.items():
+                self.client.set_model_version_tag(name, change["to"], f"champion_{key}", value)
+            self.client.set_registered_model_tag(name, CHAMPION_CHANGE, json.dumps(change))
+            if change["from"]:
+                self.client.set_registered_model_alias(name, "previous", change["from"])
+            self.client.set_registered_model_alias(name, "champion", change["to"])
 
 
 @contextmanager
