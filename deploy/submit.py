@@ -55,15 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Submit the batch job of one night, once, and end as it ends.", allow_abbrev=False)
+    """Returns the options before --, and as `options` the job's own, after it."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --address URL --job JOB --model REFERENCE --partition TEXT [options] -- [the job's options]",
+        description="Submit the batch job of one night, once, and end as it ends; {partition} in the job's options stands for it.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--address", required=True, help="where the cluster takes jobs, such as http://127.0.0.1:8265")
     parser.add_argument("--job", required=True, help="workflows/JOB.py, such as encode")
     parser.add_argument("--model", required=True, help="models:/NAME@alias or models:/NAME/VERSION, given to the job as --model")
     parser.add_argument("--partition", required=True, help="what the night is about, such as 2026-11-22")
     parser.add_argument("--attempts", type=int, default=3, help="runs in all, while the exit code is 69 or 75 (default 3)")
     parser.add_argument("--pause_s", type=float, default=300.0, help="seconds between them (default 300)")
-    parser.add_argument("options", nargs="*", help="after --: the job's options; {partition} stands for the partition")
-    asked = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    own = words[: words.index("--")] if "--" in words else words
+    asked = parser.parse_args(own, argparse.Namespace(options=words[len(own) + 1 :]))
     if not (ROOT / "workflows" / f"{asked.job}.py").is_file():
         parser.error(f"--job is {asked.job!r}; there is no workflows/{asked.job}.py")
     if asked.attempts < 1:
