@@ -6,6 +6,7 @@
 In the job's options {partition} stands for --partition. Needs Ray on this machine, and RAY_AUTH_MODE and the token where the cluster
 has one. The submission id is made of job, model reference (as written: the job resolves an alias) and partition. A second run of a night
 that succeeded says so and does nothing; one that runs is followed; one that failed or was stopped is submitted again, as ID-2, ID-3, ..
+To embed a night that is done with another version, name that version: models:/NAME/4.
 
 The job's log goes to standard error, its JSON line to standard output. Exit codes are the job's (README.md); 69 also where the cluster does
 not answer, 75 where somebody stopped the job, 1 where it never began. After 69 and 75 it is tried again, --attempts times in all.

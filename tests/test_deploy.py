@@ -23,6 +23,7 @@ from deploy.kuberay.create import MAX_NAME, SCHEDULED, rayjob_name, with_partiti
 from tests.running import ROOT
 from workflows.batch_config import EncodeConfig
 from workflows.job import parse
+from workflows.registry import lineage
 
 Object = dict[str, Any]
 
@@ -419,3 +420,11 @@ def test_the_image_holds_the_code_and_the_lock_and_runs_as_the_pods_user() -> No
     user = PODS["head"]["spec"]["securityContext"]
     assert last["USER"] == f"{user['runAsUser']}:{user['runAsGroup']}"
     assert any("--requirement requirements.lock" in arguments for instruction, arguments in dockerfile() if instruction == "RUN")
+
+
+def test_where_there_is_no_git_the_lock_still_says_which_code_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "git" not in dict(dockerfile())["RUN"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tags = lineage()
+    assert "git_sha" not in tags
+    assert len(tags["lock_sha256"]) == 64

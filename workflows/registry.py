@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -292,6 +293,8 @@ def lineage() -> dict[str, str]:
     lock = ROOT / "requirements.lock"
     if lock.is_file():
         tags["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if shutil.which("git") is None:  # as in the image of deploy/Dockerfile
+        return tags
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode == 0:
         tags["git_sha"] = commit.stdout.strip()
