@@ -108,9 +108,12 @@ def find_or_submit(client: JobSubmissionClient, asked: argparse.Namespace) -> st
     command += [option.replace("{partition}", asked.partition) for option in asked.options]
     say(f"{submission_id}: {shlex.join(command)}")
     metadata = {"job": asked.job, "model": asked.model, "partition": asked.partition}
-    client.submit_job(
-        entrypoint=shlex.join(command), submission_id=submission_id, runtime_env={"working_dir": str(ROOT)}, metadata=metadata
-    )
+    code = {"working_dir": str(ROOT)}
+    try:
+        client.submit_job(entrypoint=shlex.join(command), submission_id=submission_id, runtime_env=code, metadata=metadata)
+    except RuntimeError as error:
+        if "already exists" not in str(error):  # else another submitter came first, and its job is this one
+            raise
     return submission_id
 
 

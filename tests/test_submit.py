@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from deploy import submit
 from deploy.kuberay import create
 from deploy.submit import night_id
 from tests.data.test_encoding import fit
@@ -154,6 +156,22 @@ def test_a_night_that_somebody_stopped_is_submitted_again_by_hand_and_not_by_its
     again = nights.submit(model, *options, partition="2026-11-20")
     assert again.returncode == 0, again.stderr
     assert set(nights.submissions(model, "2026-11-20")) == {first, f"{first}-2"}
+
+
+def test_of_submitters_at_the_same_moment_one_submits_and_all_follow(nights: Nights) -> None:
+    model, night = "models:/tiny/1", "2026-11-18"
+    command = nights.command(model, "--data.path", nights.folder / "table" / NIGHT, partition=night)[2:]
+    together = threading.Barrier(4)
+
+    def find_or_submit(client: JobSubmissionClient) -> str:
+        together.wait()
+        return submit.find_or_submit(client, submit.parse(command))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(find_or_submit, [nights.client for _ in range(4)]))
+    assert found == set(nights.submissions(model, night)) == {night_id("encode", model, night)}
+    wait_until(lambda: nights.client.get_job_status(*found).is_terminal())
+    assert nights.client.get_job_status(*found) == JobStatus.SUCCEEDED
 
 
 def test_the_rayjobs_entrypoint_runs_in_the_image_without_a_working_directory(nights: Nights) -> None:
