@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,3 +160,26 @@ class GenerateConfig:
         require(self.num_rows >= 1, "num_rows", self.num_rows, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.output.rows_per_file >= 1, "output.rows_per_file", self.output.rows_per_file, "at least 1")
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """Make a version of a registered model its champion, or go back to the champion before."""
+
+    model: str
+    """Name of the registered model."""
+    version: int | None = None
+    """Version that becomes champion; the one that was becomes previous."""
+    rollback: bool = False
+    """Swap champion and previous; doing so twice undoes it."""
+    why: str = ""
+    """The reason, kept with the version; up to 2,000 characters."""
+    by: str | None = None
+    """Who does it; default: user@host."""
+    registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
+
+    def check(self) -> None:
+        chosen = (self.version is None) == self.rollback
+        require(chosen, "version", self.version, "a number, or null with --rollback true: give one of the two")
+        require(not re.search("[/:@']", self.model), "model", self.model, "a registered model's name, without models:/, version or alias")
+        require(len(self.why) <= 2000, "why", f"{len(self.why)} characters long", "up to 2,000 characters")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import time
 import warnings
@@ -41,6 +42,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
 MAX_PARAM_CHARS = 6000
+CHAMPION_CHANGE = "champion_change"
+MAX_VERSIONS = 100_000  # MLflow allows 200,000
 # MLflow allows 1000; to find 1000 points again that are there already takes a busy server more than the 10 s above.
 MAX_METRICS_PER_CALL = 250
 
@@ -256,6 +259,46 @@ class Registry:
             raise ServiceError(f"MLflow at {without_password(self.uri)}: {error}") from error
         return replace(folder_model(folder), run_id=run_id)
 
+    def aliases(self, name: str) -> dict[str, str]:
+        """Returns a registered model's aliases as alias -> version.
+
+        Raises BundleError, naming the models that there are, where it is none; ServiceError where the registry does not answer.
+        """
+        with service_errors(self.uri):
+            try:
+                return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            known = ", ".join(model.name for model in self.client.search_registered_models(max_results=20))
+        raise BundleError(f"no model {name!r} in the registry at {without_password(self.uri)}; it has {known or 'none'}")
+
+    def versions(self, name: str) -> list[str]:
+        """Returns a registered model's version numbers, the lowest first. Raises ServiceError where the registry does not answer."""
+        with service_errors(self.uri):
+            found = self.client.search_model_versions(f"name = '{name}'", max_results=MAX_VERSIONS)
+        return [str(number) for number in sorted(int(version.version) for version in found)]
+
+    def last_champion_change(self, name: str) -> dict[str, str]:
+        """Returns what move_champion last noted of a model; empty where it never did."""
+        with service_errors(self.uri):
+            noted: dict[str, str] = json.loads(self.client.get_registered_model(name).tags.get(CHAMPION_CHANGE, "{}"))
+        return noted
+
+    def move_champion(self, name: str, change: Mapping[str, str]) -> None:
+        """Makes version change["to"] champion and change["from"], where there is one, previous.
+
+        The change is noted first, as tags `champion_KEY` of the version and one JSON tag of the model; then `previous` is
+        written, then `champion`. Cut off in between, both aliases name the old champion and the note says what was meant.
+        """
+        with service_errors(self.uri):
+            for key, value in change.items():
+                self.client.set_model_version_tag(name, change["to"], f"champion_{key}", value)
+            self.client.set_registered_model_tag(name, CHAMPION_CHANGE, json.dumps(change))
+            if change["from"]:
+                self.client.set_registered_model_alias(name, "previous", change["from"])
+            self.client.set_registered_model_alias(name, "champion", change["to"])
+
 
 @contextmanager
 def run_open(run_id: str) -> Iterator[None]:
@@ -292,6 +335,8 @@ def lineage() -> dict[str, str]:
     lock = ROOT / "requirements.lock"
     if lock.is_file():
         tags["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if shutil.which("git") is None:  # as in the image of deploy/Dockerfile
+        return tags
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode == 0:
         tags["git_sha"] = commit.stdout.strip()
