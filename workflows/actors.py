@@ -9,6 +9,11 @@ from typing import Any
 import ray
 import ray.data
 
+from data.encoding import EncodingFormatError
+from data.listing import DataError
+from data.output import LostError, OutputError
+from vae.bundle import BundleError
+
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -25,6 +30,25 @@ class Shared:
     reference: ray.ObjectRef
 
 
+# What an actor's work may raise that has an exit code of its own. Ray Data hands on only the text of what an actor raises.
+FAILURES: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (DataError, OutputError, LostError, BundleError, EncodingFormatError)
+}
+
+
+class Reporting:
+    """An actor that reports what its work raises, so that the driver raises the same."""
+
+    def __init__(self, actor: type, shared: Shared) -> None:
+        self.work = actor(shared)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"done": self.work(unit)}
+        except tuple(KINDS) as error:
+            return {"failed": [type(error).__name__, str(error)]}
+
+
 @dataclass(frozen=True)
 class Pool:
     """How many actors work at once, and whether each has a GPU."""
@@ -36,10 +60,14 @@ class Pool:
 def run_units(actor: type, model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool) -> Iterator[dict[str, Any]]:
     """Yields what the actors return for each unit, as units end. Ray Data schedules them over a pool of actors.
 
-    actor: a class that is made from a Shared and called with a unit. task: what every one of them is told.
+    actor: a class that is made from a Shared and called with a unit. task: what every one of them is told. Raises what the work does.
     """
     items = ray.data.from_items([dict(unit) for unit in units], override_num_blocks=len(units))
     actors = ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(units)))
     shared = Shared(ray.put((model, task)))
     options = {"num_cpus": 1} | ({"num_gpus": 1} if pool.use_gpu else {})
-    yield from items.map(actor, fn_constructor_args=(shared,), compute=actors, **options).iter_rows()
+    for result in items.map(Reporting, fn_constructor_args=(actor, shared), compute=actors, **options).iter_rows():
+        if result.get("failed"):
+            kind, message = result["failed"]
+            raise FAILURES[kind](message)
+        yield result["done"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
@@ -776,3 +777,14 @@ def test_means_are_in_stored_units() -> None:
 def test_categories_are_one_hot_for_the_encoder() -> None:
     features = Categorical(SIZES).features(torch.tensor([[2, 0, 4, 1]], dtype=torch.int32))
     assert features.tolist() == [[0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_sums_of_masses_are_the_same_without_gradients_in_far_tails_too(context: Callable[[], Any]) -> None:
+    location = torch.tensor([[0.0, 900.0, -3.0], [1e4, 0.5, 2.0]], requires_grad=True)
+    field = DiscretisedGaussian(3, [1.0, 0.01, 2.0], [-50.0] * 3, [50.0] * 3)
+    values, observed = torch.tensor([[0.0, 1.0, -2.0], [1.0, 0.0, 2.0]]), torch.tensor([[True, True, False], [True, True, True]])
+    scales = torch.zeros(3)
+    with_gradients = sum_log_mass(location, scales, field.interval(values), observed)
+    with context():
+        assert torch.equal(sum_log_mass(location, scales, field.interval(values), observed), with_gradients)
