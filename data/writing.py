@@ -54,7 +54,8 @@ class RowGroupWriter:
                 self._write(pa.concat_tables(self.waiting))
 
     def _write(self, rows: pa.Table) -> None:
-        columns = [one_dictionary(column) if pa.types.is_dictionary(column.type) else column for column in rows.columns]
+        # Pages end where chunks do.
+        columns = [one_dictionary(c) if pa.types.is_dictionary(c.type) else c.combine_chunks() for c in rows.columns]
         self.writer.write_table(pa.table(columns, schema=self.schema), row_group_size=self.size)
 
 

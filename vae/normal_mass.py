@@ -67,7 +67,8 @@ def sum_log_mass(location: Tensor, log_scale: Tensor, interval: Interval, observ
     location [.., B, D], log_scale [D], observed bool [B, D] or [B, 1].
     """
     if may_look_at(location):
-        result: Tensor = SumLogMass.apply(location, log_scale, observed, *interval)  # type: ignore[no-untyped-call]
+        with_gradients = torch.is_grad_enabled()
+        result: Tensor = SumLogMass.apply(with_gradients, location, log_scale, observed, *interval)  # type: ignore[no-untyped-call]
         return result
     return torch.where(observed, log_normal_mass(*interval.standardised(location, log_scale)), 0.0).sum(-1)
 
@@ -76,7 +77,7 @@ class SumLogMass(torch.autograd.Function):
     """Most cells by two erfc, which vectorise and whose mass gives the gradients too, in few passes; the rare ones by log_normal_mass."""
 
     @staticmethod
-    def forward(ctx: Any, location: Tensor, log_scale: Tensor, observed: Tensor, *ends: Tensor) -> Tensor:
+    def forward(ctx: Any, with_gradients: bool, location: Tensor, log_scale: Tensor, observed: Tensor, *ends: Tensor) -> Tensor:
         interval = Interval(*ends)
         middle, half_width, at_lower, at_upper = interval
         inverse = torch.exp(-log_scale)
@@ -92,7 +93,7 @@ class SumLogMass(torch.autograd.Function):
         limit = FAR[location.dtype] * SQRT_HALF
         near, far = near.clamp_(-limit, limit), far.clamp_(max=limit)
         twice_mass = torch.special.erfc(near).sub_(torch.special.erfc(far))
-        if not any(ctx.needs_input_grad):  # nor could gradients be had in inference mode
+        if not with_gradients:  # nor could they be had in inference mode
             log_mass = twice_mass.log_().sub_(LOG_2)
             if rare.any():
                 parts = [part.expand(rare.shape)[rare] for part in (location, log_scale)]
@@ -124,7 +125,7 @@ class SumLogMass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_location, by_log_scale, row_observed = ctx.saved_tensors
         gradient = gradients[0] * row_observed
-        return by_location * gradient[..., None], gradient.flatten() @ by_log_scale.flatten(0, -2), None, None, None, None, None
+        return None, by_location * gradient[..., None], gradient.flatten() @ by_log_scale.flatten(0, -2), None, None, None, None, None
 
 
 def log_normal_mass(middle: Tensor, half_width: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:

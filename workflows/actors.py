@@ -31,9 +31,8 @@ class Shared:
 
 
 # What an actor's work may raise that has an exit code of its own. Ray Data hands on only the text of what an actor raises.
-FAILURES: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (DataError, OutputError, LostError, BundleError, EncodingFormatError)
-}
+KINDS: list[type[Exception]] = [DataError, OutputError, LostError, BundleError, EncodingFormatError]
+FAILURES = {kind.__name__: kind for kind in KINDS}
 
 
 class Reporting:

@@ -308,9 +308,6 @@ def test_reconstruct_fills_every_hole_and_leaves_the_rest_alone(jobs: Jobs, trai
     expected, spread = posterior_ink(trained, holed)
     guess = np.asarray(filled["ink"])[ink_missing]
     assert (np.abs(guess - expected[ink_missing]) < 6 * spread[ink_missing] / np.sqrt(32) + 1e-5).all()
-    assert (
-        np.corrcoef(guess, np.stack(rows["image"].to_numpy()).mean(1)[ink_missing])[0, 1] > 0.5
-    )  # it follows the image, where there is one
     again = jobs.reconstruct(table, tmp_path / "again", "--output.standard_deviations", "true", "--data.max_unit_rows", 700)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
     assert again["num_rows"] == len(rows)
