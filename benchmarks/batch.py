@@ -65,7 +65,7 @@ NUM_FILES = {
     ("generate", "W3"): (2, 18),
 }
 # figure -> which variant's, over which one's, and the floor (a ceiling where costs are compared).
-RATIOS = {
+RATIOS: dict[str, list[tuple[str, str, float | None]]] = {
     "k_rows_per_cpu_s": [("product", "tuned", 0.8), ("product", "ray", None)],
     "k_rows_per_s": [("product2", "product", 1.7)],
     "fixed_cpu_s": [("product", "ray", 0.5)],
