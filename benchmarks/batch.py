@@ -161,7 +161,7 @@ def benchmark(task: Task, chosen: argparse.Namespace) -> dict[str, object]:
         measured = {}
         for variant in rotated(chosen.variants, number):
             runs = [watch(task.command(variant, n, "output"), task.folder, chosen.timeout_s, memory_interval_s=0.5) for n in files]
-            measured[variant] = costs(*runs, rows)
+            measured[variant] = costs(runs[0], runs[1], rows)
             seen = ", ".join(f"{n} rows {run.cpu_s:.2f} CPU-s {run.wall_s:.1f} s" for n, run in zip(rows, runs, strict=True))
             print(f"{task.job} {task.workload} round {number + 1}/{chosen.rounds} {variant}: {seen}", file=sys.stderr, flush=True)
         rounds.append({variant: measured[variant] for variant in chosen.variants})
