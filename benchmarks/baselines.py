@@ -174,8 +174,8 @@ def lean_model(workload: str, vae: Any, bfloat16: bool = False) -> Lean:
     return Images(encoder, decoder, field.log_scale, bfloat16, field.center, field.scale)
 
 
-def encoded(workload: str, path: str) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Returns the product's model and encoding of a table, and all its rows' arrays."""
+def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any, dict[str, Tensor]]:
+    """Returns the product's model (untrained, by seed 0) and encoding of a table, and all its rows' arrays."""
     from data.columns import Rules, decide_columns
     from data.encoding import TableEncoding
     from data.reading import RowReader
@@ -189,8 +189,8 @@ def encoded(workload: str, path: str) -> tuple[Any, Any, dict[str, Tensor]]:
     with RowReader(table.filesystem, table.schema) as reader:
         slices = [rows for group in table.row_groups() for _, rows in reader.slices(group)]
     summary = merge_all(summarise_table(rows, (len(rows), 0, 0)) for rows in slices)
-    columns = decide_columns(table.schema, summary, None, {}, Rules())
-    encoding = TableEncoding(table.schema, tuple(columns), None)
+    columns = decide_columns(table.schema, summary, key, {}, Rules())
+    encoding = TableEncoding(table.schema, tuple(columns), key)
     parts = [encoding.encode(rows, path) for rows in slices]
     arrays = {name: torch.from_numpy(np.ascontiguousarray(np.concatenate([part[name] for part in parts]))) for name in parts[0]}
     torch.manual_seed(0)

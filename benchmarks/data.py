@@ -133,7 +133,7 @@ def tree_cpu_seconds() -> float:
     """Returns the CPU-seconds of this process and all below it, ended workers not included."""
     me = psutil.Process()
     times = [process.cpu_times() for process in [me, *me.children(recursive=True)]]
-    return sum(t.user + t.system for t in times)
+    return float(sum(t.user + t.system for t in times))
 
 
 def main() -> None:

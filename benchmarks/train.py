@@ -14,9 +14,8 @@ their bound and gradients are held against vae.model's.
 Tables are made from a fixed seed in a temporary folder. Every run is a subprocess, in a folder of its own, that prints a line for every
 epoch. What counts is thousands of rows per CPU-second of its whole process tree, over the whole epochs after the first: batches, steps,
 reports, checkpoints, MLflow, and what Ray's own processes take meanwhile, but neither the start nor the final scores ("outside_cpu_s"
-is what those take). CPU-seconds are the sum over all processes ever seen below the run of the user and system time last seen, polled every
-0.2 s and at every epoch's line: an ended process loses its last 0.2 s at most, and one that lived shorter is missed. --two_runs takes
-instead the difference of two whole runs, of 1 and of 1 + EPOCHS epochs: the same quantity, with the noise of two starts in it.
+is what those take). benchmarks/process_tree.py says how it is counted. --two_runs takes instead the difference of two whole runs, of 1 and
+of 1 + EPOCHS epochs: the same quantity, with the noise of two starts in it.
 
 "k_rows_per_worker_cpu_s" counts the training workers alone, without Ray's other processes, which take the same on any number of rows.
 
@@ -30,20 +29,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,6 +47,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.baselines import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM
 from benchmarks.data import tabular
+from benchmarks.process_tree import Tree, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = {"W1": 60_000, "W2": 200_000, "W3": 1_000_000}
@@ -131,62 +125,6 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
     return [sys.executable, str(ROOT / "workflows/train.py"), *named]
 
 
-def environment() -> dict[str, str]:
-    """Returns this process's environment with one thread a process, and without another cluster or store."""
-    foreign = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-    return {name: value for name, value in os.environ.items() if name not in foreign} | own
-
-
-class Tree:
-    """A process and all below it, from the first time that a poll sees them."""
-
-    def __init__(self, pid: int) -> None:
-        self.root = psutil.Process(pid)
-        self.seen: dict[psutil.Process, float] = {}  # equal by pid and start time
-        self.lock = threading.Lock()
-
-    def cpu_seconds(self) -> float:
-        with self.lock:
-            for process in {*self.seen, *self.below()}:  # those that lost their parent are still ours
-                try:
-                    spent = process.cpu_times()
-                    self.seen[process] = spent.user + spent.system
-                except psutil.Error:
-                    self.seen.setdefault(process, 0.0)
-            return sum(self.seen.values())
-
-    def training_seconds(self) -> float:
-        """Returns the part that Ray's training workers took, as far as the last call of cpu_seconds saw it; all of it without Ray."""
-        with self.lock:
-            spent = [seconds for process, seconds in self.seen.items() if is_training_worker(process)]
-            return sum(spent or self.seen.values())
-
-    def below(self) -> list[psutil.Process]:
-        try:
-            return [self.root, *self.root.children(recursive=True)]
-        except psutil.Error:
-            return []
-
-    def memory_bytes(self) -> int:
-        total = 0
-        for process in list(self.seen):
-            try:
-                total += process.memory_full_info().pss
-            except psutil.AccessDenied:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
-        return total
-
-    def kill(self) -> None:
-        for process in [*self.below(), *self.seen]:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
-
-
 def is_training_worker(process: psutil.Process) -> bool:
     try:
         return any("RayTrainWorker" in part for part in process.cmdline()[:1])
@@ -195,66 +133,28 @@ def is_training_worker(process: psutil.Process) -> bool:
 
 
 @dataclass
-class Run:
-    """What was seen of one run. epochs: (seconds since the start, CPU-seconds of the tree, of the training workers, train ELBO) at every
+class Epochs:
+    """What a run says of itself. ends: (seconds since the start, CPU-seconds of the tree, of the training workers, train ELBO) at every
     epoch's line.
     """
 
-    epochs: list[tuple[float, float, float, float]] = field(default_factory=list)
+    ends: list[tuple[float, float, float, float]] = field(default_factory=list)
     first_step_s: float | None = None
-    cpu_s: float = 0.0
-    peak_bytes: int = 0
 
-
-def watch(arguments: list[str], folder: Path, timeout_s: float) -> Run:
-    """Runs a command in a folder of its own and returns what was seen. Raises RuntimeError where it failed or took too long."""
-    run, last_lines = Run(), deque[str](maxlen=40)
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder) as here:
-        process = subprocess.Popen(
-            arguments, cwd=here, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        tree = Tree(process.pid)
-        assert process.stderr is not None
-        listener = threading.Thread(target=listen, args=(process.stderr, run, tree, started, last_lines), daemon=True)
-        listener.start()
-        try:
-            wait(process, run, tree, started + timeout_s)
-        finally:
-            tree.kill()
-            process.wait()
-        listener.join(10)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)}\nended with {process.returncode}:\n{''.join(last_lines)}")
-    return run
-
-
-def listen(lines: IO[str], run: Run, tree: Tree, started: float, last_lines: deque[str]) -> None:
-    for line in lines:
-        last_lines.append(line)
+    def hear(self, line: str, elapsed_s: float, tree: Tree) -> None:
         found = EPOCH.search(line)
-        if found and int(found[1]) == len(run.epochs) + 1:
-            run.epochs.append((time.monotonic() - started, tree.cpu_seconds(), tree.training_seconds(), float(found[2])))
-        elif "first step" in line and run.first_step_s is None:
-            run.first_step_s = time.monotonic() - started
-
-
-def wait(process: subprocess.Popen[str], run: Run, tree: Tree, deadline: float) -> None:
-    """Polls the tree until its root ends; Ray's processes need not end by themselves after it."""
-    polls = 0
-    while process.poll() is None and time.monotonic() < deadline:
-        run.cpu_s = tree.cpu_seconds()
-        if polls % 10 == 0:
-            run.peak_bytes = max(run.peak_bytes, tree.memory_bytes())
-        polls += 1
-        time.sleep(0.2)
+        if found and int(found[1]) == len(self.ends) + 1:
+            self.ends.append((elapsed_s, tree.cpu_seconds(), tree.seconds_of(is_training_worker), float(found[2])))
+        elif "first step" in line and self.first_step_s is None:
+            self.first_step_s = elapsed_s
 
 
 def measure(variant: str, workload: str, table: Path, num_rows: int, chosen: argparse.Namespace) -> dict[str, float]:
     """Returns the figures of one variant in one round."""
-    run = watch(command(variant, workload, table, 1 + chosen.epochs), table.parent, chosen.timeout_s)
-    assert len(run.epochs) == 1 + chosen.epochs, f"{variant}: {len(run.epochs)} epochs were announced, not {1 + chosen.epochs}"
-    (first_s, first_cpu_s, first_training_s, _), (last_s, last_cpu_s, last_training_s, elbo) = run.epochs[0], run.epochs[-1]
+    epochs = Epochs()
+    run = watch(command(variant, workload, table, 1 + chosen.epochs), table.parent, chosen.timeout_s, epochs.hear)
+    assert len(epochs.ends) == 1 + chosen.epochs, f"{variant}: {len(epochs.ends)} epochs were announced, not {1 + chosen.epochs}"
+    (first_s, first_cpu_s, first_training_s, _), (last_s, last_cpu_s, last_training_s, elbo) = epochs.ends[0], epochs.ends[-1]
     spent = last_cpu_s - first_cpu_s
     if chosen.two_runs:
         spent = run.cpu_s - watch(command(variant, workload, table, 1), table.parent, chosen.timeout_s).cpu_s
@@ -266,7 +166,7 @@ def measure(variant: str, workload: str, table: Path, num_rows: int, chosen: arg
         "k_rows_per_worker_cpu_s": chosen.epochs * num_rows / 1e3 / (last_training_s - first_training_s),
         "k_rows_per_s": num_rows / 1e3 / epoch_s,
         "outside_cpu_s": run.cpu_s - (last_cpu_s - first_cpu_s) * (1 + chosen.epochs) / chosen.epochs,
-        "first_step_s": run.first_step_s if run.first_step_s is not None else first_s - epoch_s,
+        "first_step_s": epochs.first_step_s if epochs.first_step_s is not None else first_s - epoch_s,
         "peak_gb": run.peak_bytes / 1e9,
         "train_elbo": elbo,
     }

@@ -14,6 +14,7 @@ from data.types import from_ticks, integer_range, is_temporal, ticks_type
 
 
 def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
+    """Returns stored cells [B, D] as the column's type `kind`, null where valid [B] is false."""
     missing = ~valid
     match column.kind:
         case "boolean":
@@ -23,15 +24,21 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             values = pa.array([*column.categories, None] if column.other else column.categories, plain_values(kind))
             return values.take(pa.array(cells[:, 0], mask=missing)).cast(storable(kind, column))
         case "numeric" | "count" | "timestamp":
-            y = cells[:, 0].astype(np.float64) * column.scale + column.mean[0]
-            return numbers_to_arrow(
-                np.maximum(unwarped(y, column), column.lower if column.lower is not None else -np.inf), plain_values(kind), missing
-            ).cast(kind)
+            numbers = unwarped(destandardised(cells[:, 0], column.scale, column.mean[0]), column)
+            if column.lower is not None:
+                np.maximum(numbers, column.lower, out=numbers)
+            return numbers_to_arrow(numbers, plain_values(kind), missing).cast(kind)
         case "vector":
-            flat = (cells.astype(np.float64) * column.scale + np.asarray(column.mean)).reshape(-1)
-            return lists_to_arrow(numbers_to_arrow(flat, kind.value_type, np.zeros(len(flat), np.bool_)), kind, column.size, missing)
+            elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
+            return lists_to_arrow(numbers_to_arrow(elements, kind.value_type, None), kind, column.size, missing)
         case _:
             return lists_to_arrow(pa.array(np.ascontiguousarray(cells).reshape(-1), pa.uint8()), kind, column.size, missing)
+
+
+def destandardised(cells: NDArray[Any], scale: float, mean: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64] = np.multiply(cells, scale, dtype=np.float64)
+    numbers += mean
+    return numbers
 
 
 @np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit
@@ -63,8 +70,8 @@ def constant_array(constant: Any, kind: pa.DataType, missing: NDArray[np.bool_])
     return one.take(pa.array(np.zeros(len(missing), np.int64), mask=missing)).cast(kind)
 
 
-def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns numbers in the column's type, rounded to what it holds and kept in its range."""
+def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: NDArray[np.bool_] | None) -> pa.Array:
+    """Returns numbers, which are overwritten, in the column's type, rounded to what it holds and kept in its range."""
     if is_temporal(kind):
         return from_ticks(whole_numbers(numbers, kind, ticks_type(kind), missing), kind)
     if pa.types.is_integer(kind):
@@ -74,7 +81,7 @@ def numbers_to_arrow(numbers: NDArray[np.float64], kind: pa.DataType, missing: N
         limit = min(end - 10.0**-kind.scale, np.nextafter(end, 0))  # a larger one would come out of the cast as zero
         return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(castable(kind), safe=False).cast(kind)
     limit = float(np.finfo(kind.to_pandas_dtype()).max)
-    return pa.array(np.clip(numbers, -limit, limit), mask=missing).cast(kind, safe=False)
+    return pa.array(np.clip(numbers, -limit, limit, out=numbers), mask=missing).cast(kind, safe=False)
 
 
 def castable(kind: pa.DataType) -> pa.DataType:
@@ -82,7 +89,7 @@ def castable(kind: pa.DataType) -> pa.DataType:
     return pa.decimal128(kind.precision, kind.scale) if kind.bit_width < 128 else kind
 
 
-def whole_numbers(numbers: NDArray[np.float64], kind: pa.DataType, stored: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+def whole_numbers(numbers: NDArray[np.float64], kind: pa.DataType, stored: pa.DataType, missing: NDArray[np.bool_] | None) -> pa.Array:
     """Returns rounded numbers in the integer type that stores a type, within the latter's range."""
     low, high = integer_range(kind)
     highest = np.nextafter(float(high), 0) if high > 2**53 else float(high)

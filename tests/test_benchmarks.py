@@ -1,4 +1,4 @@
-"""Claims about benchmarks/plan.py and step.py: they run in a checkout, whatever the current folder, and print what they say. No figures."""
+"""Claims about benchmarks/: its scripts run in a checkout, whatever the current folder, and print what they say. No figures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.batch import costs
+from benchmarks.process_tree import Run
 from tests.running import ROOT, job_environment
 
 
@@ -71,3 +73,32 @@ def test_the_step_benchmark_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
     results = json.loads(done.stdout)["results"]
     assert [(r["workload"], r["precision"]) for r in results] == [(w, p) for w in ("W2", "W3") for p in ("float32", "bfloat16")]
     assert all(r["rows_per_s"] > 0 and r["memory"] > 0 and r["arithmetic"] > 0 and r["busy"] > 0 for r in results)
+
+
+def test_the_batch_benchmark_holds_the_product_against_a_script_that_makes_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "batch.py"), "--jobs", "encode", "--workloads", "W3", "--rounds", "1"]
+    options = ["--variants", "tuned,product", "--file_rows", "256", "--rows_fraction", "0.01"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=job_environment(), capture_output=True, text=True, timeout=550, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "encode W3: tuned, product make the same of 256 rows" in done.stderr
+    result = json.loads(done.stdout)["encode W3"]
+    assert result["num_rows"] == [256, 512]
+    assert list(result["variants"]) == ["tuned", "product"]
+    for figures in result["variants"].values():
+        assert list(figures) == ["k_rows_per_cpu_s", "k_rows_per_s", "fixed_cpu_s", "fixed_s", "peak_gb_small", "peak_gb"]
+        assert min(figures["k_rows_per_cpu_s"], figures["peak_gb_small"], figures["peak_gb"]) > 0
+    assert set(result["ratios"]) == {
+        "k_rows_per_cpu_s: product/tuned",
+        "peak_gb: tuned, larger table / smaller",
+        "peak_gb: product, larger table / smaller",
+    }
+
+
+def test_costs_at_two_sizes_are_told_apart_into_what_is_fixed_and_what_rows_take() -> None:
+    """5 s and 1 ms a row of one core; as much CPU time again besides."""
+    small, large = (Run(wall_s=5 + rows / 1000, cpu_s=2 * (5 + rows / 1000), peak_bytes=10**9 + rows) for rows in (2000, 10_000))
+    figures = costs(small, large, [2000, 10_000])
+    expected = {"k_rows_per_cpu_s": 0.5, "k_rows_per_s": 1, "fixed_cpu_s": 10, "fixed_s": 5, "peak_gb_small": 1, "peak_gb": 1}
+    assert figures == pytest.approx(expected, rel=1e-4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,15 @@ class CellDistribution(ABC):
         """Returns one draw of every cell, in the field's storage."""
 
 
-def standard_normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(values.shape, generator=generator, device=generator.device, dtype=values.dtype).to(values.device)
+def all_there(valid: Tensor) -> bool:
+    """Whether no cell is missing, where code may look: what masks cells is a pass over all of them."""
+    return may_look_at(valid) and bool(valid.all())
+
+
+def gaussian_sample(location: Tensor, log_scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns one draw of every cell; the noise is drawn on the generator's device."""
+    noise = torch.randn(location.shape, generator=generator, device=generator.device, dtype=location.dtype).to(location.device)
+    return noise.mul_(log_scale.exp()).add_(location)
 
 
 class GaussianCells(CellDistribution):
@@ -68,7 +75,7 @@ class GaussianCells(CellDistribution):
         return self.location
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        return self.location + self.log_scale.exp() * standard_normal_like(self.location, generator)
+        return gaussian_sample(self.location, self.log_scale, generator)
 
 
 class Likelihood(nn.Module, ABC):
@@ -84,7 +91,8 @@ class Likelihood(nn.Module, ABC):
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
         """Returns the same of stored values [B, D] that hold anything where a cell is missing: 0 there; valid is [B, D] or [B, 1]."""
-        return torch.where(valid, self.features(values), 0.0)
+        features = self.features(values)
+        return features if all_there(valid) else torch.where(valid, features, 0.0)
 
     def cell_of_feature(self) -> Tensor:
         """Returns the cell that each feature comes from, [num_features]."""
@@ -130,8 +138,7 @@ class DiscretisedGaussianCells(GaussianMassCells):
         return self.field.to_storage(self.location)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        y = self.location + self.log_scale.exp() * standard_normal_like(self.location, generator)
-        return self.field.to_storage(y)
+        return self.field.to_storage(gaussian_sample(self.location, self.log_scale, generator))
 
 
 class DiscretisedGaussian(Likelihood):
@@ -165,7 +172,7 @@ class DiscretisedGaussian(Likelihood):
     def features(self, values: Tensor) -> Tensor:
         if values.is_floating_point():
             return values
-        return (values.to(self.half_width.dtype) - self.center) / self.scale
+        return values.to(self.half_width.dtype).sub_(self.center).div_(self.scale)
 
     def interval(self, values: Tensor) -> Interval:
         """Returns the unit interval of each stored number, standardised, [B, D]."""
@@ -204,7 +211,7 @@ class WarpedDiscretisedGaussianCells(GaussianMassCells):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Returns stored numbers between those of integers; each rounds (in data units) to k with probability P(k)."""
-        return self.field.in_support(self.location + self.log_scale.exp() * standard_normal_like(self.location, generator))
+        return self.field.in_support(gaussian_sample(self.location, self.log_scale, generator))
 
 
 class WarpedDiscretisedGaussian(Likelihood):
@@ -331,16 +338,30 @@ class CategoricalCells(CellDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self._argmax(self.logits)
+        return self._codes(scores.argmax(-1) for scores in self._scores())
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Gumbel-max: the argmax of scores plus Gumbel noise is a draw from the softmax."""
-        uniform = torch.rand(self.logits.shape, generator=generator, device=generator.device).to(self.logits.device)
-        gumbel = -torch.log((-torch.log(uniform.clamp(min=1e-30))).clamp(min=1e-30))
-        return self._argmax(self.logits + gumbel)
+        """Inverts each column's distribution function: one uniform number per cell."""
+        shape = (*self.logits.shape[:-1], self.field.size, 1)
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.logits.device)
+        return self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
 
-    def _argmax(self, scores: Tensor) -> Tensor:
-        return torch.stack([s.argmax(-1) for s in torch.split(scores, self.field.sizes, -1)], -1).to(torch.int32)
+    def _scores(self) -> tuple[Tensor, ...]:
+        """Returns each column's scores, [.., B, its size]."""
+        return torch.split(self.logits, self.field.sizes, -1)
+
+    @staticmethod
+    def _codes(columns: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(columns), -1).to(torch.int32)
+
+
+def inverse_of_sums(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the first category up to which softmax(scores) [.., B, K] sums to more than `uniform` [.., B, 1] in [0, 1), [.., B].
+
+    A uniform number of float32 is 1 - 2^-24 at most, whose product with the last sum rounds to less than that sum: there is always one.
+    """
+    sums = (scores - scores.amax(-1, keepdim=True)).exp_().cumsum(-1)
+    return (sums <= uniform * sums[..., -1:]).sum(-1)
 
 
 class Categorical(Likelihood):

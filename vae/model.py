@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood
+from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood, all_there
 from vae.networks import NETWORKS
 from vae.posteriors import DiagonalGaussian
 from vae.priors import PRIORS
@@ -52,6 +52,8 @@ class RowDistribution:
 
 def without_missing(values: Tensor, valid: Tensor) -> Tensor:
     """Returns the values with 0 in place of what is stored in missing cells."""
+    if all_there(valid):
+        return values
     return torch.where(valid, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 

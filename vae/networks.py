@@ -17,7 +17,7 @@ def mlp(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Mod
     """Returns affine maps with ReLU between them, [B, num_inputs] -> [B, num_outputs]."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise([num_inputs, *hidden_dims]):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+        layers += [nn.Linear(size_in, size_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear([num_inputs, *hidden_dims][-1], num_outputs))
 
 
