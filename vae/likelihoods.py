@@ -20,6 +20,13 @@ from vae.normal_mass import LOG_SQRT_2PI, Interval, log_normal_mass, may_look_at
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
 
 
+def without_missing(values: Tensor, valid: Tensor) -> Tensor:
+    """Returns values [B, n] with 0 where valid [B, n] or [B, 1] is false: the values themselves where it is seen to be true throughout."""
+    if may_look_at(valid) and bool(valid.all()):
+        return values
+    return torch.where(valid, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
 class CellDistribution(ABC):
     """A distribution over the cells of one field."""
 
@@ -39,11 +46,6 @@ class CellDistribution(ABC):
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Tensor:
         """Returns one draw of every cell, in the field's storage."""
-
-
-def all_there(valid: Tensor) -> bool:
-    """Whether no cell is missing, where code may look: what masks cells is a pass over all of them."""
-    return may_look_at(valid) and bool(valid.all())
 
 
 def gaussian_sample(location: Tensor, log_scale: Tensor, generator: torch.Generator) -> Tensor:
@@ -91,8 +93,7 @@ class Likelihood(nn.Module, ABC):
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
         """Returns the same of stored values [B, D] that hold anything where a cell is missing: 0 there; valid is [B, D] or [B, 1]."""
-        features = self.features(values)
-        return features if all_there(valid) else torch.where(valid, features, 0.0)
+        return without_missing(self.features(values), valid)
 
     def cell_of_feature(self) -> Tensor:
         """Returns the cell that each feature comes from, [num_features]."""

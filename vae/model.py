@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood, all_there
+from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood, without_missing
 from vae.networks import NETWORKS
 from vae.posteriors import DiagonalGaussian
 from vae.priors import PRIORS
@@ -48,13 +48,6 @@ class RowDistribution:
             log_prob = distribution.log_prob(without_missing(rows.values[name], valid))
             result[name] = torch.where(valid, log_prob, 0.0)
         return result
-
-
-def without_missing(values: Tensor, valid: Tensor) -> Tensor:
-    """Returns the values with 0 in place of what is stored in missing cells."""
-    if all_there(valid):
-        return values
-    return torch.where(valid, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
 class VAE(nn.Module):
