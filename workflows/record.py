@@ -167,7 +167,7 @@ def record_end(
             "latent_dim": str(config.model.latent_dim),
             "validation_elbo_nats_per_row": str(progress.scores["validation"].get("elbo_nats_per_row")),
         }
-        example = rows.select(encoding.modelled).slice(0, EXAMPLE_ROWS).to_pandas()
+        example = rows.select(encoding.inputs).slice(0, EXAMPLE_ROWS).to_pandas()
         try:
             registry.log_files(run_id, pictures, "pictures")
             version = registry.register(run_id, config.registry.model_name, bundle, encoding, example, tags)

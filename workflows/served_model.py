@@ -38,11 +38,11 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
             return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)})
 
     def _to_arrow(self, frame: pd.DataFrame) -> pa.Table:
-        missing = [name for name in self.encoding.modelled if name not in frame.columns]
+        missing = [name for name in self.encoding.inputs if name not in frame.columns]
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
-        schema = pa.schema([self.encoding.schema.field(name) for name in self.encoding.modelled])
-        return pa.Table.from_pandas(frame[self.encoding.modelled], schema=schema, preserve_index=False)
+        schema = pa.schema([self.encoding.schema.field(name) for name in self.encoding.inputs])
+        return pa.Table.from_pandas(frame[self.encoding.inputs], schema=schema, preserve_index=False)
 
 
 set_model(ServedVAE())

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from data.columns import Rules, check_overrides, counted_columns, decide_columns, key_column
+from data.conditions import check_condition, conditioned
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.plan import Plan, readings_by_rank, shard_bounds
@@ -94,6 +95,7 @@ def check_columns(config: TrainConfig, table: Table) -> None:
     if key is not None and key not in table.schema.names:
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
     check_overrides(table.schema, key, config.data.columns)
+    check_condition(table.schema, key, config.data.columns, config.data.condition)
 
 
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
@@ -114,7 +116,7 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
     if source.num_rows(TRAIN) == 0:
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
     rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
-    columns = decide_columns(table.schema, summary, key, data.columns, rules)
+    columns = conditioned(decide_columns(table.schema, summary, key, data.columns, rules), data.condition)
     encoding = TableEncoding(table.schema, tuple(columns), key, data.nonfinite)
     sources = {TRAIN: source}
     if validation_table is not None:
@@ -140,6 +142,7 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
         table.add_column(heading, no_wrap=heading != "why")
     for column in encoding.columns:
         kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
+        kind += " (condition)" if column.condition else ""
         arrow_type = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
         table.add_row(column.name, arrow_type, kind, f"{column.null_fraction:.1%}", column.reason)
     Console(stderr=True, width=max(120, Console(stderr=True).width)).print(table)
