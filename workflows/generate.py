@@ -2,12 +2,15 @@
 
     python workflows/generate.py --model models:/NAME@champion --num_rows N --output.path FOLDER [--seed N] [--section.key value ...]
 
-Reads a model version. Writes FOLDER/part-*.parquet. A second run does nothing; the same model, seed and count give the same rows.
+Reads a model version. Writes FOLDER/part-*.parquet, and FOLDER/_report.md and .json: how they compare with the training rows. A second run
+does nothing; the same model, seed, condition and count give the same rows. --condition '{"COLUMN": VALUE}' sets what the model is
+conditioned on; --data.path TRAINING_TABLE counts the rows that are copies.
 Generated rows are drawn from a model of the training rows: synthetic is not anonymous.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,7 +19,13 @@ from typing import Any
 if not __package__:  # run as a file: imports start at the repository root, not in workflows/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from ray.data import DataContext
+
+from data.conditions import check_drawable, given_condition
+from data.copies import count_copies
+from data.encoding import TableEncoding
 from data.output import OutputFolder
+from data.table import Table, open_table
 from vae.bundle import open_bundle
 from workflows.actors import run_units
 from workflows.batch import follow, model_files, num_actors, put_manifest, refuse_lost_output
@@ -25,30 +34,92 @@ from workflows.cluster import connected
 from workflows.errors import logger
 from workflows.generation import GenerateTask, Generator
 from workflows.job import run
-from workflows.registry import Registry
+from workflows.registry import PinnedModel, Registry
+from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
 
 def main(config: GenerateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     pinned = Registry(config.registry.tracking_uri).pin(config.model)
-    open_bundle(pinned.files, where=config.model)
+    record = open_bundle(pinned.files, where=config.model).table
+    encoding = TableEncoding.from_json(record)
+    check_condition(config, encoding)
+    table = training_table(config, encoding)
     output = OutputFolder.open(config.output.path)
-    per_file = config.output.rows_per_file
-    request = {"num_rows": config.num_rows, "seed": config.seed, "rows_per_file": per_file}
-    output.claim({"job": "generate", "model_name": pinned.name, "model_version": pinned.version, "bundle_sha256": pinned.sha256} | request)
+    claim = requested(config, pinned, table)
+    output.claim(claim | {"rows_per_file": config.output.rows_per_file})
     if not output.manifests():
-        starts = range(0, config.num_rows, per_file)
-        units = [
-            {"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": min(s + per_file, config.num_rows)} for i, s in enumerate(starts)
-        ]
         with connected(config.cluster.address):
-            results = run_units(Generator, model_files(pinned), GenerateTask(output, config.seed), units, num_actors(config.cluster))
-            records = follow(results, len(units))
+            # Units' summaries are Python objects; Ray Data is to know that this is meant.
+            DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
+            summary = RowsSummary()
+            task = GenerateTask(output, config.seed, config.condition)
+            units = units_of(config)
+            results = run_units(Generator, model_files(pinned), task, units, num_actors(config.cluster))
+            records = follow(summary.taken_from(results), len(units))
+            copies = count_in(table, config, encoding, output) if table is not None else None
+        assert summary.total is not None
+        put_report(output, make_report(encoding, record.get("marginals"), summary.total, config.condition, claim, copies))
         put_manifest(output, pinned, "generate", {record["output"]: record for record in records}, 1)
     else:
         logger.info("%s holds these rows already; nothing to do", output.path)
-    wall_s = time.monotonic() - started
+    return json_line(config, pinned, output, time.monotonic() - started)
+
+
+def check_condition(config: GenerateConfig, encoding: TableEncoding) -> None:
+    """Raises ConditionError where the condition is none of the model's, or has to be given. Warns of nulls that training had not."""
+    if config.condition is None:
+        check_drawable(encoding)
+        return
+    row = given_condition(encoding, config.condition)
+    for column in encoding.conditions:
+        if row[column.name].null_count and not column.null_fraction:
+            logger.warning(
+                "condition %s is null, which it is in no training row: the rows are of no distribution that was learned", column.name
+            )
+
+
+def training_table(config: GenerateConfig, encoding: TableEncoding) -> Table | None:
+    """Returns the table in which copies are looked for. Raises DataError where it does not fit the model."""
+    if config.data.path is None:
+        return None
+    table = open_table(config.data.path, encoding.inputs)
+    encoding.check_schema(table.schema, table.files[0].path, table.partitions)
+    return table
+
+
+def requested(config: GenerateConfig, pinned: PinnedModel, table: Table | None) -> dict[str, Any]:
+    """Returns what decides the rows and the report, plain JSON."""
+    condition = json.loads(json.dumps(config.condition, default=str))
+    return {
+        "job": "generate",
+        "model_name": pinned.name,
+        "model_version": pinned.version,
+        "bundle_sha256": pinned.sha256,
+        "num_rows": config.num_rows,
+        "seed": config.seed,
+        "condition": condition,
+        "compared_with": table.fingerprint if table is not None else None,
+    }
+
+
+def units_of(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Returns the output files and the rows that each gets."""
+    starts = range(0, config.num_rows, config.output.rows_per_file)
+    ends = (min(start + config.output.rows_per_file, config.num_rows) for start in starts)
+    return [{"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": e} for i, (s, e) in enumerate(zip(starts, ends, strict=True))]
+
+
+def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, output: OutputFolder) -> dict[str, Any]:
+    """Returns what the report says of generated rows that are in the table."""
+    logger.info("looking for copies among %d rows", table.num_rows)
+    generated = open_table(config.output.path, encoding.modelled)
+    num_copies = count_copies(generated, table, encoding.schema_of(encoding.modelled), config.data.max_batch_bytes)
+    return {"path": config.data.path, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
+
+
+def json_line(config: GenerateConfig, pinned: PinnedModel, output: OutputFolder, wall_s: float) -> dict[str, Any]:
     return {
         "job": "generate",
         "model_name": pinned.name,
@@ -56,6 +127,7 @@ def main(config: GenerateConfig) -> dict[str, Any]:
         "num_rows": config.num_rows,
         "output_path": output.path,
         "manifest": output.last_manifest(),
+        "report": f"{output.path}/{REPORT_JSON}",
         "rows_per_s": config.num_rows / wall_s,
         "wall_s": wall_s,
     }

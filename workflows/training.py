@@ -23,6 +23,7 @@ from data.columns import Rules, check_overrides, counted_columns, decide_columns
 from data.conditions import check_condition, conditioned
 from data.encoding import TableEncoding
 from data.listing import DataError
+from data.marginals import marginals
 from data.plan import Plan, readings_by_rank, shard_bounds
 from data.scan import scan
 from data.shard import Reader, bytes_per_row, layout, reading_dataset
@@ -68,10 +69,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table made ready: how its rows are encoded, and where each side's rows are."""
+    """A table made ready: how its rows are encoded, where each side's rows are, and what the training rows' columns hold."""
 
     encoding: TableEncoding
     sources: dict[int, Source]
+    marginals: dict[str, Any]
 
     @property
     def num_rows(self) -> dict[int, int]:
@@ -125,7 +127,7 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
         sources[VALIDATION] = Source(validation_table, list(validation_table.row_groups()), counts, ONE_SIDE[VALIDATION])
     elif source.num_rows(VALIDATION):
         sources[VALIDATION] = source
-    prepared = Prepared(encoding, sources)
+    prepared = Prepared(encoding, sources, marginals(encoding, summary))
     show_columns(encoding, prepared.num_rows)
     return prepared
 
@@ -149,13 +151,14 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
 
 
 def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
-    """Returns the bundle's table.json: the encoding, the split, and which table it was."""
+    """Returns the bundle's table.json: the encoding, the split, which table it was, and its columns' marginals."""
     source = prepared.sources[TRAIN]
     return prepared.encoding.to_json() | {
         "null_pattern": config.model.null_pattern,
         "split": {"validation_fraction": source.fractions[0], "test_fraction": source.fractions[1]},
         "num_training_rows": source.num_rows(TRAIN),
         "fingerprint": source.table.fingerprint,
+        "marginals": prepared.marginals,
     }
 
 
