@@ -16,7 +16,7 @@ from data.decoding import numbers_to_arrow, plain_values, storable
 from data.encoding import Arrays, TableEncoding
 from data.listing import DataError
 from data.marginals import LEVELS, categories_of
-from data.types import is_temporal
+from data.types import is_temporal, is_text
 
 # Categories that a message lists.
 MAX_SHOWN = 30
@@ -104,9 +104,9 @@ def one_value(value: Any, kind: pa.DataType) -> pa.Array:
         return pa.array([str(value)]).cast(values).cast(kind)
     if pa.types.is_decimal(values):
         return pa.array([Decimal(str(value))]).cast(values).cast(kind)
-    if isinstance(value, bool) and not pa.types.is_boolean(values):
+    if (isinstance(value, bool), isinstance(value, str)) != (pa.types.is_boolean(values), is_text(values)):
         raise TypeError(f"the column is {kind}")
-    return pa.array([value], values).cast(kind)
+    return pa.array([value]).cast(values).cast(kind)  # a cast refuses what would be lost
 
 
 def describe_conditions(encoding: TableEncoding) -> str:

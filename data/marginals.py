@@ -1,7 +1,7 @@
 """What a table's columns hold one by one: null rates, means, quantiles, frequencies. Of training rows, and of generated ones the same way.
 
-The bundle keeps those of the training rows. No smallest and no largest value is among them, and a frequency is of a category that was
-kept (`min_category_count`), or of all the others together.
+The bundle keeps those of the training rows. Of a column with more than 100 values neither the smallest nor the largest is among them, and
+a frequency is of a category that was kept (`min_category_count`).
 """
 
 from __future__ import annotations
