@@ -34,7 +34,7 @@ from workflows.cluster import connected
 from workflows.errors import logger
 from workflows.generation import GenerateTask, Generator
 from workflows.job import run
-from workflows.registry import PinnedModel, Registry
+from workflows.registry import PinnedModel, Registry, without_password
 from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
 
@@ -54,7 +54,7 @@ def main(config: GenerateConfig) -> dict[str, Any]:
             # Units' summaries are Python objects; Ray Data is to know that this is meant.
             DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
             summary = RowsSummary()
-            task = GenerateTask(output, config.seed, config.condition)
+            task = GenerateTask(output, config.seed, config.condition or None)
             units = units_of(config)
             results = run_units(Generator, model_files(pinned), task, units, num_actors(config.cluster))
             records = follow(summary.taken_from(results), len(units))
@@ -116,7 +116,9 @@ def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, outp
     logger.info("looking for copies among %d rows", table.num_rows)
     generated = open_table(config.output.path, encoding.modelled)
     num_copies = count_copies(generated, table, encoding.schema_of(encoding.modelled), config.data.max_batch_bytes)
-    return {"path": config.data.path, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
+    paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path or []
+    shown = ", ".join(map(without_password, paths))
+    return {"path": shown, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
 
 
 def json_line(config: GenerateConfig, pinned: PinnedModel, output: OutputFolder, wall_s: float) -> dict[str, Any]:

@@ -286,6 +286,6 @@ def test_a_bundle_without_marginals_still_generates_and_says_so(trained: Trained
     assert report["num_training_rows"] is report["columns"]["ink"]["real"] is report["columns"]["label"]["total_variation"] is None
     assert report["columns"]["ink"]["synthetic"]["mean"] > 0
     assert any("kept no marginals" in note for note in report["notes"])
-    refusal = run_job(tmp_path, "generate.py", *options[:4], "--output.path", tmp_path / "other", "--condition", '{"label": 3}')
-    assert refusal.code == 2
-    assert "'label' is no condition of the model; the model has no condition" in refusal.stderr
+    code, message = refused(trained, "--model", tmp_path / "bundle", "--output.path", tmp_path / "other", "--condition", '{"label": 3}')
+    assert code == 2
+    assert "'label' is no condition of the model; the model has no condition" in message
