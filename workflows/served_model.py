@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import mlflow
@@ -41,8 +42,14 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
         missing = [name for name in self.encoding.inputs if name not in frame.columns]
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
-        schema = pa.schema([self.encoding.schema.field(name) for name in self.encoding.inputs])
-        return pa.Table.from_pandas(frame[self.encoding.inputs], schema=schema, preserve_index=False)
+        schema = self.encoding.schema_of(self.encoding.inputs)
+        decimals = {field.name: frame[field.name].map(to_decimal) for field in schema if pa.types.is_decimal(field.type)}
+        return pa.Table.from_pandas(frame[self.encoding.inputs].assign(**decimals), schema=schema, preserve_index=False)
+
+
+def to_decimal(value: Any) -> Decimal | None:
+    """Returns a number as pandas or JSON has it as the decimal that it is written as."""
+    return None if pd.isna(value) else Decimal(str(value))
 
 
 set_model(ServedVAE())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import ray
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from data.conditions import ConditionError
 from data.encoding import TableEncoding
 from data.marginals import LEVELS
 from data.split import TRAIN, hash_key_column, split_of
@@ -289,3 +292,46 @@ def test_a_bundle_without_marginals_still_generates_and_says_so(trained: Trained
     code, message = refused(trained, "--model", tmp_path / "bundle", "--output.path", tmp_path / "other", "--condition", '{"label": 3}')
     assert code == 2
     assert "'label' is no condition of the model; the model has no condition" in message
+
+
+def test_columns_of_every_kind_condition(ray_address: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    size = 400
+    gone = rng.random(size) < 0.1
+    spots = [None if missing else spot for spot, missing in zip(rng.normal(size=(size, 2)).tolist(), gone, strict=True)]
+    table = pa.table(
+        {
+            "x": rng.normal(size=size),
+            "weight": pa.array(rng.normal(size=size), pa.float32(), mask=gone),
+            "visits": pa.array(rng.poisson(40, size), pa.uint16()),
+            "price": pa.array([Decimal(int(cents)) / 100 for cents in rng.integers(0, 10**5, size)], pa.decimal128(9, 2)),
+            "owner": rng.random(size) < 0.5,
+            "town": pa.array(rng.choice(["Bonn", "Ulm"], size)).dictionary_encode(),
+            "moment": pa.array(rng.integers(10**9, 2 * 10**9, size)).cast(pa.timestamp("s", "UTC")),
+            "spot": pa.array(spots, pa.list_(pa.float32(), 2)),
+            "pixels": pa.array(rng.integers(0, 255, (size, 4)).tolist(), pa.list_(pa.uint8(), 4)),
+        }
+    )
+    (tmp_path / "table").mkdir()
+    pq.write_table(table, tmp_path / "table" / "a.parquet", row_group_size=100)
+    told = [name for name in table.column_names if name != "x"]
+    model = ("--model.hidden_dims", "[8]", "--model.latent_dim", 2, "--training.epochs", 2, "--run.name", "kinds", "--data.columns")
+    here = ("--cluster.address", ray_address)
+    overrides = '{"pixels": {"kind": "image"}, "visits": {"kind": "count"}}'
+    trained = run_job(tmp_path, "train.py", *model, overrides, "--data.path", "table", "--data.condition", json.dumps(told), *here)
+    assert trained.code == 0, trained.stderr
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    served = mlflow.pyfunc.load_model(trained.json["model_uri"])
+    assert np.isfinite(served.predict(table.slice(0, 50).to_pandas())).all().all()
+    assert isinstance(served.input_example["price"][0], float)
+    assert np.isfinite(served.predict(served.input_example)).all().all()
+    given = {"weight": None, "visits": 7, "price": "12.34", "owner": True, "town": "Ulm", "moment": "2024-02-29T12:00:00Z"}
+    condition = json.dumps(given | {"spot": None, "pixels": [0, 1, 2, 255]})
+    options = ("--model", tmp_path / "runs" / "kinds" / "bundle", "--num_rows", 20, "--output.path", tmp_path / "out")
+    rows = rows_of(run_job(tmp_path, "generate.py", *options, "--condition", condition, *here))
+    assert rows.column_names == table.column_names
+    assert len(set(rows["x"].to_pylist())) == 20
+    expected = given | {"price": Decimal("12.34"), "moment": datetime(2024, 2, 29, 12, tzinfo=UTC), "spot": None, "pixels": [0, 1, 2, 255]}
+    assert all({name: row[name] for name in told} == expected for row in rows.to_pylist())
+    with pytest.raises(ConditionError, match=r"\['spot', 'pixels'\] cannot be drawn"):
+        MAIN(parse(GenerateConfig, [str(option) for option in options]))
