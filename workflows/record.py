@@ -184,8 +184,8 @@ def record_end(
 
 def example_frame(rows: pa.Table) -> pd.DataFrame:
     """Returns rows as MLflow keeps them, as JSON: decimals as numbers."""
-    plain = [item.with_type(pa.float64()) if pa.types.is_decimal(item.type) else item for item in rows.schema]
-    return rows.cast(pa.schema(plain)).to_pandas()
+    frame = rows.to_pandas()
+    return frame.assign(**{item.name: frame[item.name].astype(float) for item in rows.schema if pa.types.is_decimal(item.type)})
 
 
 def kept(this: Run, name: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -43,13 +44,19 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
         schema = self.encoding.schema_of(self.encoding.inputs)
-        decimals = {field.name: frame[field.name].map(to_decimal) for field in schema if pa.types.is_decimal(field.type)}
+        decimals = {
+            field.name: frame[field.name].map(partial(to_decimal, scale=field.type.scale))
+            for field in schema
+            if pa.types.is_decimal(field.type)
+        }
         return pa.Table.from_pandas(frame[self.encoding.inputs].assign(**decimals), schema=schema, preserve_index=False)
 
 
-def to_decimal(value: Any) -> Decimal | None:
-    """Returns a number as pandas or JSON has it as the decimal that it is written as."""
-    return None if pd.isna(value) else Decimal(str(value))
+def to_decimal(value: Any, scale: int) -> Decimal | None:
+    """Returns a number as pandas or JSON has it as a decimal; floats are rounded to so many digits."""
+    if pd.isna(value):
+        return None
+    return round(Decimal(str(value)), scale) if isinstance(value, float) else Decimal(str(value))
 
 
 set_model(ServedVAE())
