@@ -122,15 +122,18 @@ def test_a_missing_condition_is_zero_whatever_is_stored_there() -> None:
 def test_no_encoder_and_no_row_gets_more_than_the_conditional_density() -> None:
     model, rows, effect, ppca = exact_model()
     exact = conditional_density(rows, effect, ppca)
-    for seed in range(20):
+    for seed in range(10):
         other = exact_vae(ppca, effect)
         with torch.no_grad():
             for number, parameter in enumerate(other.encoder.parameters()):
-                parameter.add_(noise(*parameter.shape, seed=100 * seed + number), alpha=0.1)
+                parameter.add_(noise(*parameter.shape, seed=100 * seed + number), alpha=0.03)
             gap = exact - analytic_elbo(other, rows)
-            sampled = other.evaluate_elbo(rows, noise(500, rows.num_rows, LATENT_DIM, seed=seed)).elbo.mean()
+            draws = noise(40, 5, rows.num_rows, LATENT_DIM, seed=seed)
+            sampled = torch.stack([other.evaluate_elbo(rows, draw).elbo.mean() for draw in draws])
         assert gap.min() > 0
-        assert float(sampled) == pytest.approx(float((exact - gap).mean()), abs=0.02)
+        standard_error = float(sampled.std()) / 40**0.5
+        assert standard_error < 0.05
+        assert abs(float(sampled.mean() - (exact - gap).mean())) < 4.5 * standard_error
     assert (exact - analytic_elbo(model, rows)).abs().max() < 1e-9
 
 
@@ -160,14 +163,16 @@ def test_a_trained_linear_model_reaches_the_maximum_of_the_conditional_likelihoo
     _, rows, effect, ppca = exact_model()
     torch.manual_seed(0)
     model = VAE([X], LATENT_DIM, network="linear", condition_fields=[C]).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2, fused=True)
-    num_steps = 3000
-    for step in range(num_steps):
-        optimizer.param_groups[0]["lr"] = 3e-2 * (1 - step / num_steps)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=400, history_size=50, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
         optimizer.zero_grad()
-        torch.autograd.backward(-analytic_elbo(model, rows).mean())
-        optimizer.step()
-    reached, maximum = float(analytic_elbo(model, rows).mean()), float(ppca.mean_log_evidence)
+        value = -analytic_elbo(model, rows).mean()
+        torch.autograd.backward(value)
+        return float(value.detach())
+
+    optimizer.step(loss)
+    reached, maximum = float(analytic_elbo(model, rows).mean().detach()), float(ppca.mean_log_evidence)
     assert maximum - 0.01 < reached < maximum + 1e-9
     weight = model.decoder.weight
     assert isinstance(weight, Tensor)
