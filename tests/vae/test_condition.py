@@ -171,7 +171,7 @@ def test_a_trained_linear_model_reaches_the_maximum_of_the_conditional_likelihoo
         torch.autograd.backward(value)
         return float(value.detach())
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     reached, maximum = float(analytic_elbo(model, rows).mean().detach()), float(ppca.mean_log_evidence)
     assert maximum - 0.01 < reached < maximum + 1e-9
     weight = model.decoder.weight
