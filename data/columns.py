@@ -51,6 +51,7 @@ class Column:
     integer: the cells are whole numbers, to be given a probability and not a density; lower and upper: the ends of their range.
     other: categories that are not listed have one code together, after all listed ones.
     element_nulls: a vector's or image's elements may be missing one by one.
+    condition: the model is told the column and does not model it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Column:
     other: bool = False
     element_nulls: bool = False
     constant: Any = None
+    condition: bool = False
 
     @property
     def size(self) -> int:

@@ -1,7 +1,8 @@
 """Arrow rows to compact arrays and back, both ways exact up to float32. No Ray, no torch.
 
 A field is a group of columns stored side by side: "numeric", "integer" (whole numbers and points in time), "warped" (whole numbers
-with heavy tails), "boolean", "categorical", and one field for each vector ("vector_0", ..) and image ("image_0", ..).
+with heavy tails), "boolean", "categorical", and one field for each vector ("vector_0", ..) and image ("image_0", ..). Columns that
+condition the model have such fields of their own ("condition_numeric", ..), which add nothing to the log-Jacobian.
 Arrays: FIELD [B, D], FIELD.valid [B, V] and log_jacobian [B]; B rows, D cells, V = D flags, or 1 where a row's cells are there or
 missing together. Fields of scalar columns are encoded column by column, so their arrays lie in Fortran order.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,11 +42,15 @@ class EncodingFormatError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """Columns that are stored in one array and share a likelihood. kind: numeric integer warped boolean categorical vector image."""
+    """Columns that are stored in one array and share a likelihood. kind: numeric integer warped boolean categorical vector image.
+
+    condition: the columns condition the model and have no likelihood; their arrays make features alone.
+    """
 
     name: str
     kind: str
     columns: tuple[Column, ...]
+    condition: bool = False
 
     @property
     def size(self) -> int:
@@ -73,9 +78,19 @@ class TableEncoding:
     nonfinite: str = "error"
 
     @property
-    def modelled(self) -> list[str]:
-        """The columns that encoding reads."""
+    def inputs(self) -> list[str]:
+        """The columns that encoding reads: those that are modelled and those that condition the model."""
         return [column.name for column in self.columns if column.kind not in ("key", "ignored")]
+
+    @property
+    def modelled(self) -> list[str]:
+        """The columns that have a likelihood."""
+        return [column.name for column in self.columns if column.kind not in ("key", "ignored") and not column.condition]
+
+    @property
+    def conditions(self) -> tuple[Column, ...]:
+        """The columns that condition the model."""
+        return tuple(column for column in self.columns if column.condition)
 
     def schema_of(self, names: Iterable[str]) -> pa.Schema:
         """Returns the named columns' types, as a reader needs them."""
@@ -83,9 +98,12 @@ class TableEncoding:
 
     @property
     def fields(self) -> list[Field]:
-        """The fields, in the order in which the model holds them."""
+        """The fields, in the order in which the model holds them: the modelled ones, then those of the condition."""
+        return [field for condition in (False, True) for field in self._fields(condition)]
+
+    def _fields(self, condition: bool) -> Iterator[Field]:
         groups: dict[str, list[Column]] = {}
-        for column in self.columns:
+        for column in (column for column in self.columns if column.condition == condition):
             if column.kind in ("vector", "image"):
                 number = sum(name.startswith(column.kind) for name in groups)
                 groups[f"{column.kind}_{number}"] = [column]
@@ -94,17 +112,18 @@ class TableEncoding:
             elif column.kind not in ("key", "ignored"):
                 name = "numeric" if not column.integer else "integer" if column.width is None else "warped"
                 groups.setdefault(name, []).append(column)
-        return [Field(name, name.split("_")[0], tuple(columns)) for name, columns in groups.items()]
+        for name, columns in groups.items():
+            yield Field(f"condition_{name}" if condition else name, name.split("_")[0], tuple(columns), condition)
 
     @property
     def field_columns(self) -> list[str]:
         """The modelled columns in the order of the fields' cells."""
-        return [column.name for field in self.fields for column in field.columns]
+        return [column.name for field in self.fields if not field.condition for column in field.columns]
 
     def split(self, cells: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Returns column name -> [B, size] from field name -> [B, D]."""
+        """Returns column name -> [B, size] from field name -> [B, D], of what is modelled."""
         arrays: Arrays = {}
-        for field in self.fields:
+        for field in (field for field in self.fields if not field.condition):
             ends = np.cumsum([column.size for column in field.columns])[:-1]
             arrays |= dict(zip((column.name for column in field.columns), np.split(cells[field.name], ends, axis=1), strict=True))
         return arrays
@@ -116,7 +135,7 @@ class TableEncoding:
             "schema": schema,
             "key": self.key,
             "nonfinite": self.nonfinite,
-            "columns": [asdict(column) for column in self.columns],
+            "columns": [column_json(column) for column in self.columns],
         }
 
     @staticmethod
@@ -128,14 +147,14 @@ class TableEncoding:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(table["schema"])))
         return TableEncoding(schema, tuple(Column(**column) for column in table["columns"]), table["key"], table["nonfinite"])
 
-    def encode(self, table: pa.Table, where: str, unseen: Counter[str] | None = None) -> Arrays:
+    def encode(self, table: pa.Table, where: str, unseen: Counter[str] | None = None, fields: Sequence[Field] | None = None) -> Arrays:
         """Returns the arrays of a table's rows; unseen: counts, by column, the values that the model has no code for.
 
-        Raises DataError naming `where` (a file) and the column.
+        fields: those of which the table has the columns; default: all. Raises DataError naming `where` (a file) and the column.
         """
         arrays: Arrays = {LOG_JACOBIAN: np.zeros(table.num_rows)}
         batch = Batch(table, where, self.nonfinite, Counter() if unseen is None else unseen, arrays, empty((table.num_rows,), np.float64))
-        for field in self.fields:
+        for field in self.fields if fields is None else fields:
             if field.kind in ("vector", "image"):
                 encode_list_field(field, batch)
             else:
@@ -143,12 +162,12 @@ class TableEncoding:
         return arrays
 
     def check_schema(self, schema: pa.Schema, where: str, spelled: Collection[str] = ()) -> None:
-        """Raises DataError listing every modelled column that is missing or of a type that cannot be widened; others do not matter.
+        """Raises DataError listing every input column that is missing or of a type that cannot be widened; others do not matter.
 
         spelled: columns that folders spell out, which are read as the type that is expected.
         """
         faults = []
-        for name in self.modelled:
+        for name in self.inputs:
             expected = self.schema.field(name).type
             if name not in schema.names:
                 faults.append(f"column {name!r} is missing")
@@ -161,6 +180,11 @@ class TableEncoding:
         """Returns stored cells [B, size] as the column's own Arrow type (or another list type), null where valid [B] is false."""
         column = next(column for column in self.columns if column.name == name)
         return decode(column, kind or self.schema.field(name).type, cells, valid)
+
+
+def column_json(column: Column) -> dict[str, Any]:
+    """Returns a column's numbers; its condition where it is one, so that the others read as they always did."""
+    return {name: value for name, value in asdict(column).items() if name != "condition" or value}
 
 
 @dataclass(frozen=True)
@@ -214,7 +238,7 @@ def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: N
             flags &= ~bad
             values[:] = np.clip(np.where(flags, y, 0.0), -LARGEST_CELL, LARGEST_CELL)  # numbers beyond float32 are its largest cells
         mask_missing(values, flags)
-    if not field.columns[0].integer:
+    if not field.columns[0].integer and not field.condition:
         logs = [math.log(column.scale) + math.log(column.width or 1.0) for column in field.columns]
         batch.arrays[LOG_JACOBIAN] -= sums_where(valid, logs)
 
@@ -227,7 +251,7 @@ def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDA
     else:
         np.subtract(numbers, column.center, out=y, dtype=np.float64)
         y *= 1 / column.width
-        if not column.integer:
+        if not column.integer and not column.condition:
             batch.arrays[LOG_JACOBIAN] -= np.where(valid & np.isfinite(numbers), np.log(np.hypot(1, y)), 0.0)
         np.arcsinh(y, out=y)
         y -= column.mean[0]
@@ -268,7 +292,7 @@ def encode_list_field(field: Field, batch: Batch) -> None:
         spread = np.zeros((len(rows), column.size), cells.dtype)
         spread[rows] = cells.reshape(-1, column.size)
         cells = spread
-    if column.kind == "vector" and not column.integer:
+    if column.kind == "vector" and not column.integer and not column.condition:
         batch.arrays[LOG_JACOBIAN] -= math.log(column.scale) * (valid.sum(1) * (column.size // valid.shape[1]))
     batch.arrays[field.name], batch.arrays[f"{field.name}.valid"] = cells.reshape(-1, column.size), valid
 

@@ -28,6 +28,7 @@ TASKS_AHEAD = 2
 # Keys, and rows of a task, that are compared to find examples of keys that come twice.
 MAX_SUSPECTED = 1000
 
+Task = TypeVar("Task")
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
@@ -100,7 +101,7 @@ def runs(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
     return [list(groups[begin:end]) for begin, end in pairwise(cuts)]
 
 
-def in_order(work: Callable[[ScanTask, Part], Found], task: ScanTask, parts: Sequence[Part]) -> Iterator[Found]:
+def in_order(work: Callable[[Task, Part], Found], task: Task, parts: Sequence[Part]) -> Iterator[Found]:
     """Yields work(task, part) of every part in their order, computed by Ray tasks a little ahead."""
     remote = ray.remote(max_retries=3)(work)
     shared = ray.put(task)

@@ -86,7 +86,7 @@ class Reader:
 
     def read(self, batch: pa.Table) -> Iterator[pa.Table]:
         encoding = TableEncoding.from_json(self.encoding)
-        names = [*encoding.modelled, *([encoding.key] if encoding.key is not None else [])]
+        names = [*encoding.inputs, *([encoding.key] if encoding.key is not None else [])]
         with RowReader(self.filesystem, encoding.schema_of(names), self.max_batch_bytes) as reader:
             for text in batch["readings"].to_pylist():
                 for reading in json.loads(text):

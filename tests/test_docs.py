@@ -9,7 +9,15 @@ import pytest
 
 from tests.running import ROOT
 
-FOLDERS = {"oracle": "vae", "posteriors": "vae", "likelihoods": "vae", "model": "vae", "training": "workflows", "ppca": "workflows"}
+FOLDERS = {
+    "oracle": "vae",
+    "posteriors": "vae",
+    "likelihoods": "vae",
+    "model": "vae",
+    "condition": "vae",
+    "training": "workflows",
+    "ppca": "workflows",
+}
 
 
 def test_every_test_that_the_theory_cites_exists() -> None:

@@ -25,11 +25,12 @@ def log_weights(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int,
     """
     num_cells = sum(values.shape[1] for values in rows.values.values())
     at_once = max(1, MAX_CELLS // max(1, rows.num_rows * num_cells))
+    condition = model.condition(rows)
     parts = []
     for begin in range(0, num_samples, at_once):
         size = (min(at_once, num_samples - begin), rows.num_rows, model.latent_dim)
         z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
-        parts.append(model.likelihood(z).log_prob(rows) + model.prior.log_prob(z) - q_z.log_prob(z))
+        parts.append(model.likelihood(z, condition).log_prob(rows) + model.prior.log_prob(z) - q_z.log_prob(z))
     return torch.cat(parts)
 
 
@@ -40,9 +41,10 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 def surprisal(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Returns -E_q[log p(cell|z)] in nats in stored units, 0 where a cell is missing: field -> [B, D]."""
+    condition = model.condition(rows)
     total: dict[str, Tensor] = {}
     for _ in range(num_samples):
         noise = torch.randn(rows.num_rows, model.latent_dim, generator=generator, dtype=model.dtype).to(model.device)
-        for name, log_prob in model.likelihood(q_z.rsample(noise)).cell_log_probs(rows).items():
+        for name, log_prob in model.likelihood(q_z.rsample(noise), condition).cell_log_probs(rows).items():
             total[name] = total[name] - log_prob if name in total else -log_prob
     return {name: cells / num_samples for name, cells in total.items()}

@@ -61,6 +61,8 @@ def run_units(actor: type, model: ModelFiles, task: Any, units: Sequence[Mapping
 
     actor: a class that is made from a Shared and called with a unit. task: what every one of them is told. Raises what the work does.
     """
+    # Results may hold Python objects; Ray Data is to know that this is meant.
+    ray.data.DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
     items = ray.data.from_items([dict(unit) for unit in units], override_num_blocks=len(units))
     actors = ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(units)))
     shared = Shared(ray.put((model, task)))

@@ -14,12 +14,14 @@ from workflows.config import ModelConfig
 def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
     """Returns the arguments of vae.VAE for a table, plain JSON."""
     return {
-        "fields": [model_field(field, encoding) for field in encoding.fields],
+        "fields": [model_field(field, encoding) for field in encoding.fields if not field.condition],
         "latent_dim": model.latent_dim,
         "hidden_dims": list(model.hidden_dims),
         "network": model.network,
         "prior": model.prior,
-    }
+    } | (
+        {"condition_fields": [model_field(field, encoding) for field in encoding.fields if field.condition]} if encoding.conditions else {}
+    )
 
 
 def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:

@@ -87,11 +87,6 @@ def followed(results: Iterable[dict[str, Any]], num_units: int, num_rows: int | 
         yield record
 
 
-def follow(results: Iterable[dict[str, Any]], num_units: int) -> list[dict[str, Any]]:
-    """Returns the units' records, saying every few seconds how far they are."""
-    return list(followed(results, num_units))
-
-
 def put_manifest(
     output: OutputFolder, pinned: PinnedModel, job: str, contents: Mapping[str, Any], number: int, complete: bool = True
 ) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from workflows.config import check_batch_bytes, require
 
@@ -142,6 +142,19 @@ class ReconstructConfig:
 
 
 @dataclass(frozen=True)
+class GenerateDataConfig:
+    """The training table, if the report is to count the generated rows that are copies of its rows."""
+
+    path: str | list[str] | None = None
+    """Parquet file, folder, glob, list of these, or URI; without it copies are not counted."""
+    max_batch_bytes: int = 268_435_456
+    """Bytes that rows may take when decoded at once; larger row groups are read in slices, and what cannot be sliced is refused."""
+
+    def check(self) -> None:
+        check_batch_bytes(self.max_batch_bytes)
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Generate rows from a registered model."""
 
@@ -151,12 +164,17 @@ class GenerateConfig:
     """Rows to generate."""
     output: GenerateOutputConfig
     seed: int = 0
-    """The same model, seed and count give the same rows on any cluster."""
+    """The same model, seed, condition and count give the same rows on any cluster."""
+    condition: dict[str, Any] | None = None
+    """Values of all condition columns of a conditional model, for all rows, e.g. '{"label": 3, "day": "2024-12-31", "sex": null}'. Without
+    it each row's are drawn from what the training rows' columns hold, independently of each other; vectors have to be given."""
+    data: GenerateDataConfig = field(default_factory=GenerateDataConfig)
     registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
     cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
 
     def check(self) -> None:
         self.cluster.check()
+        self.data.check()
         require(self.num_rows >= 1, "num_rows", self.num_rows, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.output.rows_per_file >= 1, "output.rows_per_file", self.output.rows_per_file, "at least 1")

@@ -73,6 +73,9 @@ class DataConfig:
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overrides by column, e.g. '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}';
     kinds: numeric count boolean categorical timestamp vector image key ignored."""
+    condition: list[str] = field(default_factory=list)
+    """Columns that the model is conditioned on: encoder and decoder are told them, they are not modelled, and the bound is one on
+    log p(other columns | these). encode needs them as it needs the others; generate sets or draws them."""
     validation_fraction: float = 0.1
     """Share of rows, chosen by hash, that only measure; 0 keeps the last epoch's weights."""
     test_fraction: float = 0.0

@@ -35,7 +35,7 @@ class Encoder(FileActor):
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)
         what = self.task.what
-        self.scorer = Scorer(self.model, self.encoding, what.columns, what.num_importance_samples)
+        self.scorer = Scorer(self.model, self.encoding, self.marginals, what.columns, what.num_importance_samples)
 
     def output_schema(self) -> pa.Schema:
         return output_schema(self.model, self.encoding, self.task.what)
@@ -70,5 +70,5 @@ def name_fields(key: str | None, key_type: pa.DataType | None) -> list[pa.Field]
 
 def reads_of(encoding: TableEncoding, key: str | None, key_type: pa.DataType | None) -> pa.Schema:
     """Returns the columns that are read, in an order that the model and the key decide."""
-    more = [pa.field(key, key_type)] if key is not None and key not in encoding.modelled else []
-    return pa.schema([*encoding.schema_of(encoding.modelled), *more])
+    more = [pa.field(key, key_type)] if key is not None and key not in encoding.inputs else []
+    return pa.schema([*encoding.schema_of(encoding.inputs), *more])

@@ -54,7 +54,7 @@ def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     bundle = open_bundle(pinned.files, where=config.model)
     encoding = TableEncoding.from_json(bundle.table)
     key = config.data.key or encoding.key
-    table = open_input(config.data, [*encoding.modelled, *([key] if key else [])], partial(check_schema, encoding, key))
+    table = open_input(config.data, [*encoding.inputs, *([key] if key else [])], partial(check_schema, encoding, key))
     key_type = table.schema.field(key).type if key else None
     reads = reads_of(encoding, key, key_type)
     what = Embedded(table.filesystem, reads, key, key_type, tuple(config.output.columns), config.num_importance_samples)

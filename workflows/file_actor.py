@@ -59,6 +59,7 @@ class FileActor(ABC):
         self.device = torch.device("cuda" if task.use_gpu else "cpu")
         bundle = open_bundle(files.files, self.device)
         self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
+        self.marginals = bundle.table.get("marginals", {})
         self.schema = self.output_schema().with_metadata(files.metadata)
         self.chunk_rows = chunk_rows(self.encoding)
 

@@ -2,63 +2,146 @@
 
     python workflows/generate.py --model models:/NAME@champion --num_rows N --output.path FOLDER [--seed N] [--section.key value ...]
 
-Reads a model version. Writes FOLDER/part-*.parquet. A second run does nothing; the same model, seed and count give the same rows.
+Reads a model version. Writes FOLDER/part-*.parquet, and FOLDER/_report.md and .json: how they compare with the training rows. A second run
+does nothing; the same model, seed, condition and count give the same rows. --condition '{"COLUMN": VALUE}' sets what the model is
+conditioned on; --data.path TRAINING_TABLE counts the rows that are copies.
 Generated rows are drawn from a model of the training rows: synthetic is not anonymous.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: imports start at the repository root, not in workflows/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data.conditions import check_drawable, given_condition
+from data.copies import count_copies
+from data.encoding import TableEncoding
 from data.output import OutputFolder
+from data.table import Table, open_table
 from vae.bundle import open_bundle
 from workflows.actors import run_units
-from workflows.batch import claim_pool, follow, model_files, put_manifest, refuse_lost_output
+from workflows.batch import claim_pool, followed, held, model_files, put_manifest, rate, record_job, refuse_lost_output, where
 from workflows.batch_config import GenerateConfig
 from workflows.cluster import connected
 from workflows.errors import logger
 from workflows.generation import GenerateTask, Generator
 from workflows.job import run
-from workflows.registry import Registry
+from workflows.lease import Fence
+from workflows.registry import PinnedModel, Registry, flatten, without_password
+from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
 
 def main(config: GenerateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    pinned = Registry(config.registry.tracking_uri).pin(config.model)
-    open_bundle(pinned.files, where=config.model)
+    registry = Registry(config.registry.tracking_uri)
+    pinned = registry.pin(config.model)
+    record = open_bundle(pinned.files, where=config.model).table
+    encoding = TableEncoding.from_json(record)
+    check_condition(config, encoding)
+    table = training_table(config, encoding)
     output = OutputFolder.open(config.output.path)
-    per_file = config.output.rows_per_file
-    request = {"num_rows": config.num_rows, "seed": config.seed, "rows_per_file": per_file}
-    output.claim({"job": "generate", "model_name": pinned.name, "model_version": pinned.version, "bundle_sha256": pinned.sha256} | request)
+    claim = requested(config, pinned, table)
+    output.claim(claim | {"rows_per_file": config.output.rows_per_file})
     if output.last_manifest() is None:
-        starts = range(0, config.num_rows, per_file)
-        units = [
-            {"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": min(s + per_file, config.num_rows)} for i, s in enumerate(starts)
-        ]
-        with connected(config.cluster.address):
-            results = run_units(Generator, model_files(pinned), GenerateTask(output, config.seed), units, claim_pool(config.cluster))
-            records = follow(results, len(units))
-        put_manifest(output, pinned, "generate", {"units": {record["output"]: record for record in records}}, 1)
-    else:
-        logger.info("%s holds these rows already; nothing to do", output.path)
-    wall_s = time.monotonic() - started
+        with held(output) as fence:
+            if output.last_manifest() is None:  # another job may have ended just now
+                made = generated(config, pinned, encoding, record, table, claim, output, fence)
+                result = json_line(config, pinned, output, started)
+                record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, {"units": made})
+                return result
+    logger.info("%s holds these rows already; nothing to do", output.path)
+    return json_line(config, pinned, output, started)
+
+
+def generated(
+    config: GenerateConfig,
+    pinned: PinnedModel,
+    encoding: TableEncoding,
+    record: Mapping[str, Any],
+    table: Table | None,
+    claim: Mapping[str, Any],
+    output: OutputFolder,
+    fence: Fence,
+) -> dict[str, Any]:
+    """Writes the rows, the report and the manifest; returns the output files' records. record: the bundle's table."""
+    with connected(config.cluster.address):
+        pool, units, summary = claim_pool(config.cluster), units_of(config), RowsSummary()
+        task = GenerateTask(output, fence, config.seed, config.condition or None, pool.use_gpu)
+        results = summary.taken_from(run_units(Generator, model_files(pinned), task, units, pool))
+        made = {record["output"]: record for record in followed(results, len(units), config.num_rows)}
+        copies = count_in(table, config, encoding, output) if table is not None else None
+    assert summary.total is not None
+    put_report(output, make_report(encoding, record.get("marginals"), summary.total, config.condition, claim, copies))
+    put_manifest(output, pinned, "generate", {"units": made}, 1)
+    return made
+
+
+def check_condition(config: GenerateConfig, encoding: TableEncoding) -> None:
+    """Raises ConditionError where the condition is none of the model's, or has to be given. Warns of nulls that training had not."""
+    if config.condition is None:
+        check_drawable(encoding)
+        return
+    row = given_condition(encoding, config.condition)
+    for column in encoding.conditions:
+        if row[column.name].null_count and not column.null_fraction:
+            logger.warning(
+                "condition %s is null, which it is in no training row: the rows are of no distribution that was learned", column.name
+            )
+
+
+def training_table(config: GenerateConfig, encoding: TableEncoding) -> Table | None:
+    """Returns the table in which copies are looked for. Raises DataError where it does not fit the model."""
+    if config.data.path is None:
+        return None
+    table = open_table(config.data.path, encoding.inputs)
+    encoding.check_schema(table.schema, table.files[0].path, table.partitions)
+    return table
+
+
+def requested(config: GenerateConfig, pinned: PinnedModel, table: Table | None) -> dict[str, Any]:
+    """Returns what decides the rows and the report, plain JSON."""
+    condition = json.loads(json.dumps(config.condition, default=str))
     return {
         "job": "generate",
         "model_name": pinned.name,
         "model_version": pinned.version,
+        "bundle_sha256": pinned.sha256,
         "num_rows": config.num_rows,
-        "output_path": output.path,
-        "manifest": output.last_manifest(),
-        "rows_per_s": config.num_rows / wall_s,
-        "wall_s": wall_s,
+        "seed": config.seed,
+        "condition": condition,
+        "compared_with": table.fingerprint if table is not None else None,
     }
+
+
+def units_of(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Returns the output files and the rows that each gets."""
+    starts = range(0, config.num_rows, config.output.rows_per_file)
+    ends = (min(start + config.output.rows_per_file, config.num_rows) for start in starts)
+    return [{"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": e} for i, (s, e) in enumerate(zip(starts, ends, strict=True))]
+
+
+def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, output: OutputFolder) -> dict[str, Any]:
+    """Returns what the report says of generated rows that are in the table."""
+    logger.info("looking for copies among %d rows", table.num_rows)
+    generated = open_table(config.output.path, encoding.modelled)
+    num_copies = count_copies(generated, table, encoding.schema_of(encoding.modelled), config.data.max_batch_bytes)
+    paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path or []
+    shown = ", ".join(map(without_password, paths))
+    return {"path": shown, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
+
+
+def json_line(config: GenerateConfig, pinned: PinnedModel, output: OutputFolder, started: float) -> dict[str, Any]:
+    known = {"job": "generate", "model_name": pinned.name, "model_version": pinned.version, "num_rows": config.num_rows}
+    return known | where(output) | {"report": f"{output.path}/{REPORT_JSON}"} | rate(known, started)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one generating actor does: a range of rows in, one file of them out; row i depends on the model, the seed and i alone.
+"""What one generating actor does: a range of rows in, one file of them out; row i depends on model, seed, condition and i alone.
 
 Shapes: B rows of a chunk.
 """
@@ -15,63 +15,83 @@ import ray
 import torch
 
 from data.columns import Column
+from data.conditions import draw_conditions, encode_conditions, given_condition
 from data.decoding import constant_array, storable
 from data.encoding import TableEncoding
+from data.marginals import summarise_rows
 from data.output import OutputFolder
+from data.statistics import merge_all
 from vae.bundle import open_bundle
+from vae.rows import Rows
 from workflows.actors import Shared
+from workflows.lease import Fence
 
 # Matrix products depend on the batch's shape in the last bits, so rows are made in the same chunks whoever makes them.
-GENERATION_CHUNK_ROWS = 1024
+GENERATION_CHUNK_ROWS = 4096
+# What a unit's record says of its rows beside what the manifest keeps.
+SUMMARY = "summary"
 
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """What generating actors are told."""
+    """What generating actors are told. condition: column -> its value in all rows; None: drawn, where the model has conditions."""
 
     output: OutputFolder
+    fence: Fence
     seed: int
+    condition: dict[str, Any] | None
+    use_gpu: bool
 
 
 class Generator:
-    """Generates one file of rows; row i depends on the model, the seed and i alone."""
+    """Generates one file of rows; row i depends on the model, the seed, the condition and i alone."""
 
     def __init__(self, shared: Shared) -> None:
         torch.set_num_threads(1)
         model, task = ray.get(shared.reference)
-        bundle = open_bundle(model.files)
+        self.device = torch.device("cuda" if task.use_gpu else "cpu")
+        bundle = open_bundle(model.files, self.device)
         self.model, self.encoding, self.task = bundle.model, TableEncoding.from_json(bundle.table), task
         self.null_pattern = bool(bundle.table["null_pattern"])
-        self.schema = readable_schema(self.encoding, self.null_pattern).with_metadata(model.metadata)
+        self.marginals = bundle.table.get("marginals", {})
+        self.given = None if task.condition is None else given_condition(self.encoding, task.condition)
+        self.schema = readable_schema(self.encoding, self.null_pattern, self.given).with_metadata(model.metadata)
 
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes rows first_row..end_row-1 and returns what the manifest says of them."""
+        """Writes rows first_row..end_row-1 and returns what the manifest says of them, and their summary."""
         first, end = unit["first_row"], unit["end_row"]
-        with self.task.output.staged(unit["output"], self.schema) as writer:
+        parts = []
+        with self.task.output.staged(unit["output"], self.schema, self.task.fence.is_held) as writer:
             for chunk in range(first // GENERATION_CHUNK_ROWS, -(-end // GENERATION_CHUNK_ROWS)):
                 start = chunk * GENERATION_CHUNK_ROWS
-                rows = self._generate_chunk(chunk)
-                writer.write_table(rows.slice(max(first - start, 0), min(end - start, GENERATION_CHUNK_ROWS) - max(first - start, 0)))
-        return {"output": unit["output"], "first_row": first, "num_rows": end - first}
+                begin = max(first - start, 0)
+                rows = self._generate_chunk(chunk).slice(begin, min(end - start, GENERATION_CHUNK_ROWS) - begin)
+                writer.write_table(rows)
+                parts.append(summarise_rows(self.encoding, rows))
+        return {"output": unit["output"], "first_row": first, "num_rows": end - first, SUMMARY: merge_all(parts)}
+
+    def _conditions(self, chunk: int) -> pa.Table:
+        """Returns the chunk's condition columns, as many as the model has."""
+        if self.given is not None:
+            return self.given.take(pa.array(np.zeros(GENERATION_CHUNK_ROWS, np.int64)))
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk, 1])))
+        return draw_conditions(self.encoding, self.marginals, GENERATION_CHUNK_ROWS, generator, self.null_pattern)
 
     def _generate_chunk(self, chunk: int) -> pa.Table:
         base = int(np.random.SeedSequence([self.task.seed]).generate_state(1)[0])
-        cells = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32))
+        conditions = self._conditions(chunk)
+        told = self.model.condition(Rows.from_arrays(encode_conditions(self.encoding, conditions), self.device))
+        cells = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32), told)
         nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk])))
-        arrays = self._decode({name: tensor.numpy() for name, tensor in cells.items()})
+        arrays = self.encoding.split({name: tensor.cpu().numpy() for name, tensor in cells.items()})
         columns = []
         for column, kind in zip(self.encoding.columns, self.schema.types, strict=True):
             missing = nulls.random(GENERATION_CHUNK_ROWS) < (column.null_fraction if self.null_pattern else 0.0)
-            columns.append(self._column(column, kind, chunk, arrays, missing))
+            if column.condition:
+                columns.append(conditions[column.name].cast(kind))
+            else:
+                columns.append(self._column(column, kind, chunk, arrays, missing))
         return pa.table(columns, schema=self.schema)
-
-    def _decode(self, cells: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        """Returns column name -> stored cells [B, size]."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for field in self.encoding.fields:
-            ends = np.cumsum([column.size for column in field.columns])
-            arrays |= dict(zip((c.name for c in field.columns), np.split(cells[field.name], ends[:-1], axis=1), strict=True))
-        return arrays
 
     def _column(
         self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], missing: np.ndarray[Any, Any]
@@ -86,14 +106,16 @@ class Generator:
         return self.encoding.decode_column(column.name, arrays[column.name], ~missing, kind)
 
 
-def readable_schema(encoding: TableEncoding, null_pattern: bool) -> pa.Schema:
-    """Returns the training schema; fixed-size lists some of which come out null, as plain lists.
+def readable_schema(encoding: TableEncoding, null_pattern: bool, given: pa.Table | None) -> pa.Schema:
+    """Returns the training schema; fixed-size lists some of which come out null, as plain lists. given: the condition's row.
 
     pyarrow 25 writes but cannot read back a fixed_size_list column that has null rows.
     """
     fields = []
     for field, column in zip(encoding.schema, encoding.columns, strict=True):
         some_null = column.kind == "ignored" or (null_pattern and column.null_fraction > 0)
+        if column.condition and given is not None:
+            some_null = given[column.name].null_count > 0
         null_lists = pa.types.is_fixed_size_list(field.type) and some_null
         kind = pa.list_(field.type.value_type) if null_lists else storable(field.type, column)
         fields.append(field.with_type(kind))

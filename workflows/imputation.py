@@ -78,13 +78,14 @@ class Imputer(FileActor):
         """
         q_z: DiagonalGaussian = self.model.posterior(chunk.rows)
         generator = torch.Generator().manual_seed(chunk.first_row % 2**32)
-        values = self.split(self.model.likelihood(q_z.mean).fields, lambda cells: cells.mean)
+        told = self.model.condition(chunk.rows)
+        values = self.split(self.model.likelihood(q_z.mean, told).fields, lambda cells: cells.mean)
         sums: dict[str, NDArray[np.float64]] = {}
         draws: dict[str, list[NDArray[np.float64]]] = {}
         numbers = [name for name in names if self.column(name).kind in NUMBERS]
         for _ in range(NUM_SAMPLES if numbers else 0):
             z = q_z.rsample(torch.randn(chunk.rows.num_rows, self.model.latent_dim, generator=generator).to(self.device))
-            fields = self.model.likelihood(z).fields
+            fields = self.model.likelihood(z, told).fields
             means = self.split(fields, lambda cells: cells.mean)
             drawn = self.split(fields, lambda cells: cells.sample(generator)) if self.task.what.deviations else {}
             for name in numbers:
@@ -109,7 +110,10 @@ class Imputer(FileActor):
 
 def output_schema(encoding: TableEncoding, what: Imputed) -> pa.Schema:
     """Returns the training table's columns, and the deviations that were asked for."""
-    schema = readable_schema(encoding, null_pattern=False)
+    schema = readable_schema(encoding, null_pattern=False, given=None)
+    for index, column in enumerate(encoding.columns):  # conditions are not filled, and pyarrow 25 cannot read null fixed-size lists back
+        if column.condition and pa.types.is_fixed_size_list(schema.field(index).type):
+            schema = schema.set(index, pa.field(column.name, pa.list_(schema.field(index).type.value_type)))
     numbers = [column for column in encoding.columns if column.kind in NUMBERS] if what.deviations else []
     deviations = [pa.field(c.name + DEVIATION, pa.list_(pa.float64()) if c.kind in ("vector", "image") else pa.float64()) for c in numbers]
     return pa.schema([*schema, *deviations])

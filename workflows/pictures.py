@@ -27,7 +27,7 @@ MAX_COLOURS = 20
 def sample_rows(table: Table, encoding: TableEncoding, num_rows: int = SAMPLE_ROWS) -> pa.Table:
     """Returns up to num_rows rows from the table's first row groups, with the columns that the model reads."""
     parts: list[pa.Table] = []
-    with RowReader(table.filesystem, encoding.schema_of(encoding.modelled)) as reader:
+    with RowReader(table.filesystem, encoding.schema_of(encoding.inputs)) as reader:
         for _, rows in (part for group in table.row_groups() for part in reader.slices(group)):
             parts.append(rows)
             if sum(part.num_rows for part in parts) >= num_rows:
@@ -46,16 +46,20 @@ def save_training_pictures(
     column, labels = label_column(encoding, rows)
     save(latent_plane(z_mean.numpy(), labels, column), folder / "latent_means.png")
     generator = torch.Generator().manual_seed(0)
-    reconstructed, drawn = model.likelihood(z_mean), model.likelihood(model.prior.sample(4 * IMAGES_PER_ROW, generator))
+    condition = model.condition(encoded)
+    num_drawn = 4 * IMAGES_PER_ROW if condition is None else min(4 * IMAGES_PER_ROW, encoded.num_rows)
+    drawn = model.likelihood(model.prior.sample(num_drawn, generator), None if condition is None else condition[:num_drawn])
+    reconstructed = model.likelihood(z_mean, condition)
+    given = "" if condition is None else " and the sample's conditions"
     for field in encoding.fields:
-        if field.kind == "image":
+        if field.kind == "image" and not field.condition:
             (image,) = field.columns
             originals, means = encoded.values[field.name].numpy(), reconstructed.fields[field.name].mean.numpy()
             present = np.flatnonzero(encoded.valid[field.name].all(1).numpy())[: 2 * IMAGES_PER_ROW]
             save(image_pairs(originals[present], means[present], image), folder / f"reconstructions_{field.name}.png")
             grid = drawn.fields[field.name].mean.numpy()
             save(
-                image_grid(grid, image, f"{image.name}: generated (expected image for z from the prior)"),
+                image_grid(grid, image, f"{image.name}: generated (expected image for z from the prior{given})"),
                 folder / f"generated_{field.name}.png",
             )
 

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 from pyarrow import fs
 from safetensors.torch import load as load_tensors
 
@@ -167,7 +169,7 @@ def record_end(
             "latent_dim": str(config.model.latent_dim),
             "validation_elbo_nats_per_row": str(progress.scores["validation"].get("elbo_nats_per_row")),
         }
-        example = rows.select(encoding.modelled).slice(0, EXAMPLE_ROWS).to_pandas()
+        example = example_frame(rows.select(encoding.inputs).slice(0, EXAMPLE_ROWS))
         try:
             registry.log_files(run_id, pictures, "pictures")
             version = registry.register(run_id, config.registry.model_name, bundle, encoding, example, tags)
@@ -178,6 +180,12 @@ def record_end(
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
+
+
+def example_frame(rows: pa.Table) -> pd.DataFrame:
+    """Returns rows as MLflow keeps them, as JSON: decimals as numbers."""
+    frame = rows.to_pandas()
+    return frame.assign(**{item.name: frame[item.name].astype(float) for item in rows.schema if pa.types.is_decimal(item.type)})
 
 
 def kept(this: Run, name: str | None) -> str:

@@ -316,11 +316,11 @@ def folder_model(folder: Path) -> PinnedModel:
 
 
 def signature(encoding: TableEncoding, latent_dim: int) -> ModelSignature:
-    """Returns what predict takes (the modelled columns by name) and gives (z_mean_0, ..).
+    """Returns what predict takes (the input columns by name) and gives (z_mean_0, ..).
 
     Inputs are of any type: MLflow's typed columns refuse what pandas makes of nulls and dictionaries, which the model takes.
     """
-    inputs = [ColSpec(AnyType(), name, required=False) for name in encoding.modelled]
+    inputs = [ColSpec(AnyType(), name, required=False) for name in encoding.inputs]
     outputs = [ColSpec(DataType.float, f"z_mean_{i}") for i in range(latent_dim)]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 

@@ -5,7 +5,7 @@ Shapes: B rows of a chunk, L latent dimensions, S samples, C columns of the tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from data.conditions import ConditionError, check_drawable, draw_conditions, encode_conditions
 from data.decoding import storable
 from data.encoding import TableEncoding
 from vae.evidence import log_mean_exp, log_weights, surprisal
@@ -28,10 +29,12 @@ REFERENCE_ROWS = 4096
 
 
 class Scorer:
-    """Computes the columns asked for. Noise depends on the place of the rows in their file alone."""
+    """Computes the columns asked for. Noise depends on the place of the rows in their file alone. marginals: as the bundle has them."""
 
-    def __init__(self, model: VAE, encoding: TableEncoding, columns: Sequence[str], num_importance_samples: int) -> None:
-        self.model, self.encoding, self.num_importance_samples = model, encoding, num_importance_samples
+    def __init__(
+        self, model: VAE, encoding: TableEncoding, marginals: Mapping[str, Any], columns: Sequence[str], num_importance_samples: int
+    ) -> None:
+        self.model, self.encoding, self.marginals, self.num_importance_samples = model, encoding, marginals, num_importance_samples
         self.compute = [COMPUTE[name] for name in columns]
 
     @torch.inference_mode()
@@ -54,7 +57,7 @@ class Scorer:
         yield pa.array(log_mean_exp(log_w.double()).cpu().numpy())
 
     def reconstruction(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
-        fields = self.model.likelihood(q_z.mean).fields
+        fields = self.model.likelihood(q_z.mean, self.model.condition(rows)).fields
         cells = self.encoding.split({name: distribution.mean.cpu().numpy() for name, distribution in fields.items()})
         there = np.ones(rows.num_rows, np.bool_)
         kinds = reconstruction_fields(self.encoding)
@@ -76,10 +79,16 @@ class Scorer:
 
     @cached_property
     def expected(self) -> NDArray[np.float64]:
-        """The average surprisal of each column over rows that the model itself generates, [C]."""
-        cells = self.model.generate(REFERENCE_ROWS, noise(0))
+        """The average surprisal of each column over rows that the model itself generates, [C]; 0 where its conditions cannot be drawn."""
+        try:
+            check_drawable(self.encoding)
+        except ConditionError:
+            return np.zeros(len(self.encoding.field_columns))
+        drawn = draw_conditions(self.encoding, self.marginals, REFERENCE_ROWS, np.random.default_rng(0), null_pattern=True)
+        told = Rows.from_arrays(encode_conditions(self.encoding, drawn), self.model.device)
+        cells = self.model.generate(REFERENCE_ROWS, noise(0), self.model.condition(told))
         valid = {name: torch.ones(REFERENCE_ROWS, 1, dtype=torch.bool, device=self.model.device) for name in cells}
-        rows = Rows(cells, valid, torch.zeros(REFERENCE_ROWS, device=self.model.device))
+        rows = Rows(cells | told.values, valid | told.valid, told.log_jacobian)
         columns: NDArray[np.float64] = self.by_column(surprisal(self.model, rows, self.model.posterior(rows), 1, noise(0))).mean(0)
         return columns
 
@@ -91,7 +100,7 @@ class Scorer:
     def observed(self, rows: Rows) -> NDArray[np.bool_]:
         """Returns which columns a row has any cell of, [B, C]."""
         columns: list[NDArray[Any]] = []
-        for field in self.encoding.fields:
+        for field in (field for field in self.encoding.fields if not field.condition):
             valid: NDArray[Any] = rows.valid[field.name].cpu().numpy()
             columns.append(np.any(valid, 1, keepdims=True) if len(field.columns) == 1 else valid)
         return np.concatenate(columns, 1)

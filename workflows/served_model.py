@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -38,11 +40,23 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
             return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)})
 
     def _to_arrow(self, frame: pd.DataFrame) -> pa.Table:
-        missing = [name for name in self.encoding.modelled if name not in frame.columns]
+        missing = [name for name in self.encoding.inputs if name not in frame.columns]
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
-        schema = pa.schema([self.encoding.schema.field(name) for name in self.encoding.modelled])
-        return pa.Table.from_pandas(frame[self.encoding.modelled], schema=schema, preserve_index=False)
+        schema = self.encoding.schema_of(self.encoding.inputs)
+        decimals = {
+            field.name: frame[field.name].map(partial(to_decimal, scale=field.type.scale))
+            for field in schema
+            if pa.types.is_decimal(field.type)
+        }
+        return pa.Table.from_pandas(frame[self.encoding.inputs].assign(**decimals), schema=schema, preserve_index=False)
+
+
+def to_decimal(value: Any, scale: int) -> Decimal | None:
+    """Returns a number as pandas or JSON has it as a decimal; floats are rounded to so many digits."""
+    if pd.isna(value):
+        return None
+    return round(Decimal(str(value)), scale) if isinstance(value, float) else Decimal(str(value))
 
 
 set_model(ServedVAE())

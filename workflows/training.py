@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from data.columns import Rules, check_overrides, counted_columns, decide_columns, key_column
+from data.conditions import check_condition, conditioned
 from data.encoding import TableEncoding
 from data.listing import DataError
+from data.marginals import marginals
 from data.plan import Plan, readings_by_rank, shard_bounds
 from data.scan import scan
 from data.shard import Reader, bytes_per_row, layout, reading_dataset
@@ -67,10 +69,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table made ready: how its rows are encoded, and where each side's rows are."""
+    """A table made ready: how its rows are encoded, where each side's rows are, and what the training rows' columns hold."""
 
     encoding: TableEncoding
     sources: dict[int, Source]
+    marginals: dict[str, Any]
 
     @property
     def num_rows(self) -> dict[int, int]:
@@ -94,6 +97,7 @@ def check_columns(config: TrainConfig, table: Table) -> None:
     if key is not None and key not in table.schema.names:
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
     check_overrides(table.schema, key, config.data.columns)
+    check_condition(table.schema, key, config.data.columns, config.data.condition)
 
 
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
@@ -114,7 +118,7 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
     if source.num_rows(TRAIN) == 0:
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
     rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
-    columns = decide_columns(table.schema, summary, key, data.columns, rules)
+    columns = conditioned(decide_columns(table.schema, summary, key, data.columns, rules), data.condition)
     encoding = TableEncoding(table.schema, tuple(columns), key, data.nonfinite)
     sources = {TRAIN: source}
     if validation_table is not None:
@@ -123,7 +127,7 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
         sources[VALIDATION] = Source(validation_table, list(validation_table.row_groups()), counts, ONE_SIDE[VALIDATION])
     elif source.num_rows(VALIDATION):
         sources[VALIDATION] = source
-    prepared = Prepared(encoding, sources)
+    prepared = Prepared(encoding, sources, marginals(encoding, summary))
     show_columns(encoding, prepared.num_rows)
     return prepared
 
@@ -140,19 +144,21 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
         table.add_column(heading, no_wrap=heading != "why")
     for column in encoding.columns:
         kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
+        kind += " (condition)" if column.condition else ""
         arrow_type = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
         table.add_row(column.name, arrow_type, kind, f"{column.null_fraction:.1%}", column.reason)
     Console(stderr=True, width=max(120, Console(stderr=True).width)).print(table)
 
 
 def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
-    """Returns the bundle's table.json: the encoding, the split, and which table it was."""
+    """Returns the bundle's table.json: the encoding, the split, which table it was, and its columns' marginals."""
     source = prepared.sources[TRAIN]
     return prepared.encoding.to_json() | {
         "null_pattern": config.model.null_pattern,
         "split": {"validation_fraction": source.fractions[0], "test_fraction": source.fractions[1]},
         "num_training_rows": source.num_rows(TRAIN),
         "fingerprint": source.table.fingerprint,
+        "marginals": prepared.marginals,
     }
 
 

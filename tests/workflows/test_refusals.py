@@ -114,6 +114,21 @@ def test_tables_without_a_row_or_a_file_are_refused(tmp_path: Path) -> None:
     assert (code, f"{tmp_path}/nowhere: nothing is there" in message) == (65, True)
 
 
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ('["y"]', "'y' is not in the table; choose among ['x', 'town']"),
+        ('["id"]', "'id' is the key"),
+        ('["x", "town"]', "names every column, ['x', 'town'], and nothing is left to model"),
+    ],
+)
+def test_columns_that_cannot_condition_are_refused(condition: str, said: str, tmp_path: Path) -> None:
+    table = written(tmp_path, with_column("town", ["a", "b", "a"]))
+    code, message = trained_on(table, "--data.key", "id", "--data.condition", condition)
+    assert code == 2
+    assert said in message
+
+
 def encode(trained: Trained, table: Path, *arguments: object) -> tuple[int, str]:
     options = ("--model", "models:/digits@candidate", "--data.path", table, "--output.path", table.parent / "out")
     return refused("encode", EncodeConfig, *options, "--registry.tracking_uri", trained.tracking_uri, *arguments)

@@ -39,10 +39,12 @@ def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.slow
-def test_losses_do_not_depend_on_the_number_of_workers(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("condition", ["[]", '["label", "ink", "stroke"]'])
+def test_losses_do_not_depend_on_the_number_of_workers(condition: str, prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = []
     for workers in (1, 3):
-        options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 4, "--training.global_batch_size", 13)
+        table = ("--data.path", prime_table, "--data.key", "id", "--data.condition", condition)
+        options = (*table, "--training.epochs", 4, "--training.global_batch_size", 13)
         runs.append(train(tmp_path, ray_address, *options, "--cluster.num_workers", workers, "--run.name", f"w{workers}").json)
     assert all(run["train"]["num_rows"] + run["validation"]["num_rows"] == 257 for run in runs)
     for name in ("train/elbo_nats_per_row", "validation/elbo_nats_per_row", "validation/kl_nats_per_row"):
