@@ -88,7 +88,7 @@ class Scorer:
         told = Rows.from_arrays(encode_conditions(self.encoding, drawn), self.model.device)
         cells = self.model.generate(REFERENCE_ROWS, noise(0), self.model.condition(told))
         valid = {name: torch.ones(REFERENCE_ROWS, 1, dtype=torch.bool, device=self.model.device) for name in cells}
-        rows = Rows(cells | told.values, valid | told.valid, told.log_jacobian)
+        rows = Rows(cells | told.values, valid | told.valid, torch.zeros(REFERENCE_ROWS, device=self.model.device))
         columns: NDArray[np.float64] = self.by_column(surprisal(self.model, rows, self.model.posterior(rows), 1, noise(0))).mean(0)
         return columns
 
