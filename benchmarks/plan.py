@@ -51,7 +51,7 @@ from data.scan import runs
 from data.shard import Reader, bundles, bytes_per_row, reading_dataset
 from data.split import TRAIN, VALIDATION
 from data.table import RowGroup, Table, open_table
-from data.units import units_to_do
+from data.units import of_file, state_of, units_of
 
 T = TypeVar("T")
 MEAN_ROWS = 10_000  # of a row group
@@ -104,11 +104,11 @@ def made_up(num_files: int, groups_per_file: int) -> dict[str, Footer]:
     variants = schemas()
     rows = np.random.default_rng(0).integers(MEAN_ROWS // 2, MEAN_ROWS * 3 // 2 + 1, (num_files, groups_per_file))
     footers = {}
-    for number, of_file in enumerate(rows):
+    for number, of_groups in enumerate(rows):
         name = f"part={number * 50 // num_files}/file-{number:07d}.parquet"
         path, partition = f"/tables/made_up/{name}", partition_values(name)
         identity = hashlib.sha256(name.encode()).hexdigest()
-        file = DataFile(path, name, 10**6, tuple(of_file.tolist()), identity, bool(partition))
+        file = DataFile(path, name, 10**6, tuple(of_groups.tolist()), identity, bool(partition))
         footers[path] = Footer(file, variants[number % len(variants)], partition)
     return footers
 
@@ -178,17 +178,20 @@ def plan_encoding(num_files: int, groups_per_file: int, num_workers: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         output = OutputFolder.open(folder)
         stages.run("manifest written", lambda: output.put_manifest({"units": dict(records(table, names))}, 1))
-        done = stages.run("manifest read", lambda: output.manifests()[-1]["units"])
-    present = set(names)
-    units = stages.run("units to do", lambda: units_to_do(table, done, present))
+        done = stages.run("manifest read", lambda: output.newest_manifest()[0]["units"])
+    listed = {name: {"output_bytes": 1, "output_mtime_ns": 1} for name in done}
+    with patch.object(OutputFolder, "files", lambda folder: listed):
+        state = stages.run("what is done", lambda: state_of(table, output, done, NAMES, None, "model"))
+    units = stages.run("units", lambda: list(units_of(state.to_do, 1_000_000, "model")))
+    assert len(state.done) == len(done)
     return stages.to_json() | {"files": num_files, "units": len(units)}
 
 
 def records(table: Table, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields what an encoding actor would say of every other file."""
     for file, name in zip(table.files[::2], names[::2], strict=True):
-        known = {"output": name, "input": file.relative_path, "identity": file.identity, "num_bytes": file.num_bytes}
-        yield name, known | {"num_rows": file.num_rows, "unseen": {}}
+        known = of_file(file) | {"num_rows": file.num_rows, "unseen": {}, "made_by": "model", "content": file.identity}
+        yield name, known | {"output_bytes": 1, "output_mtime_ns": 1}
 
 
 def real_footers(num_files: int) -> dict[str, float]:
@@ -235,11 +238,10 @@ def ray_tasks(num_files: int, num_workers: int) -> dict[str, float]:
 
 
 def seconds_of_units(num_units: int) -> float:
-    """Returns how long Ray Data takes over units that one actor does nothing for."""
-    from workflows.actors import ModelFiles, run_units
-    from workflows.embedding import Encoder, EncodeTask
+    """Returns how long Ray takes over units that one actor does nothing for."""
+    from workflows.actors import ModelFiles, Pool, run_units
 
-    class Idle(Encoder):
+    class Idle:
         def __init__(self, shared: object) -> None:
             pass
 
@@ -247,9 +249,8 @@ def seconds_of_units(num_units: int) -> float:
             return {"output": unit["output"]}
 
     units: list[dict[str, Any]] = [{"output": f"{number}.parquet"} for number in range(num_units)]
-    task = EncodeTask(fs.LocalFileSystem(), OutputFolder.open("."), None, None, (), 2**28)
     started = time.monotonic()
-    assert len(list(run_units(Idle, ModelFiles({}, {}), task, units, 1))) == num_units
+    assert len(list(run_units(Idle, ModelFiles({}, {}), None, units, Pool(1, False)))) == num_units
     return time.monotonic() - started
 
 

@@ -6,6 +6,7 @@ Arrays cross the object store as fixed-size binary columns, one value per row, w
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ def reading_dataset(reader: Reader, plan: Sequence[Reading], row_bytes: int, num
     num_cpus: what Ray counts for a task; with 0, few run at once.
     """
     items = [{"readings": json.dumps([named(reading) for reading in bundle])} for bundle in bundles(plan, row_bytes)]
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it warns that its progress bars are off
+    ray.data.DataContext.get_current().enable_progress_bars = False
     compute = None if num_cpus else ray.data.TaskPoolStrategy(MAX_UNCOUNTED_TASKS)
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
         reader.read, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, compute=compute

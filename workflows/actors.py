@@ -1,18 +1,30 @@
-"""The pool of actors that does a batch job's units."""
+"""The pool of actors that does a batch job's units.
+
+Plain Ray actors: Ray Data would start three more actors of its own and an executor that polls, for units that are neither rows nor blocks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
 
 from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
 from vae.bundle import BundleError
+from workflows.errors import ComputationError
+
+# Units that an actor has been given and not finished: the next one is there when it ends one.
+UNITS_AHEAD = 2
+# Times that a unit is tried again when its actor or its node was lost.
+MAX_RETRIES = 3
+# What an actor's work may raise that has an exit code of its own. Ray hands on the text of what an actor raises, and not all of it.
+KINDS: list[type[Exception]] = [DataError, OutputError, LostError, BundleError, EncodingFormatError]
+FAILURES = {kind.__name__: kind for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -30,20 +42,20 @@ class Shared:
     reference: ray.ObjectRef
 
 
-# What an actor's work may raise that has an exit code of its own. Ray Data hands on only the text of what an actor raises.
-KINDS: list[type[Exception]] = [DataError, OutputError, LostError, BundleError, EncodingFormatError]
-FAILURES = {kind.__name__: kind for kind in KINDS}
+Work = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-class Reporting:
-    """An actor that reports what its work raises, so that the driver raises the same."""
+class Worker:
+    """An actor that makes its work from what is shared, once, and reports what the work raises, so that the driver raises the same."""
 
-    def __init__(self, actor: type, shared: Shared) -> None:
-        self.work = actor(shared)
+    def __init__(self) -> None:
+        self.work: Work | None = None
 
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+    def do(self, kind: Callable[[Shared], Work], shared: Shared, unit: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Does a unit; None: is ready for one. An actor that was started again makes its work anew."""
         try:
-            return {"done": self.work(unit)}
+            self.work = self.work or kind(shared)
+            return {"done": None if unit is None else self.work(unit)}
         except tuple(KINDS) as error:
             return {"failed": [type(error).__name__, str(error)]}
 
@@ -56,19 +68,54 @@ class Pool:
     use_gpu: bool
 
 
-def run_units(actor: type, model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool) -> Iterator[dict[str, Any]]:
-    """Yields what the actors return for each unit, as units end. Ray Data schedules them over a pool of actors.
+def run_units(
+    kind: Callable[[Shared], Work], model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool
+) -> Iterator[dict[str, Any]]:
+    """Yields what the actors return for each unit, as units end; an actor that has not come, for want of room, is not waited for.
 
-    actor: a class that is made from a Shared and called with a unit. task: what every one of them is told. Raises what the work does.
+    kind: makes the work of a Shared; task: what every actor is told. Raises what the work does, and ComputationError for a unit whose
+    actors die of it.
     """
-    # Results may hold Python objects; Ray Data is to know that this is meant.
-    ray.data.DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
-    items = ray.data.from_items([dict(unit) for unit in units], override_num_blocks=len(units))
-    actors = ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(units)))
     shared = Shared(ray.put((model, task)))
-    options = {"num_cpus": 1} | ({"num_gpus": 1} if pool.use_gpu else {})
-    for result in items.map(Reporting, fn_constructor_args=(actor, shared), compute=actors, **options).iter_rows():
-        if result.get("failed"):
-            kind, message = result["failed"]
-            raise FAILURES[kind](message)
-        yield result["done"]
+    remote = ray.remote(num_cpus=1, num_gpus=int(pool.use_gpu), max_restarts=-1, max_task_retries=MAX_RETRIES)(Worker)
+    actors = [remote.remote() for _ in range(min(pool.num_actors, len(units)))]
+    try:
+        yield from distributed(actors, lambda actor, unit: actor.do.remote(kind, shared, unit), deque(units))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def distributed(
+    actors: Sequence[Any], do: Callable[[Any, Any], ray.ObjectRef], waiting: deque[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yields the units' results; each actor gets units when it is ready, and the next one before it ends the last.
+
+    do(actor, unit) has a unit done; of None, it ends when the actor is ready.
+    """
+    under_way = {do(actor, None): actor for actor in actors}
+    starting = set(under_way)
+    num_left = len(waiting)
+    while num_left:
+        (ended,), _ = ray.wait(list(under_way), num_returns=1)
+        actor = under_way.pop(ended)
+        result = outcome(ended)
+        while waiting and sum(other is actor for other in under_way.values()) < UNITS_AHEAD:
+            under_way[do(actor, waiting.popleft())] = actor
+        if ended not in starting:
+            num_left -= 1
+            yield result
+
+
+def outcome(reference: ray.ObjectRef) -> Any:
+    """Returns what a unit's work did. Raises what it raised."""
+    try:
+        result = ray.get(reference)
+    except ray.exceptions.RayActorError as error:
+        raise ComputationError(
+            f"a unit was given up after {1 + MAX_RETRIES} actors died over it, for want of memory perhaps: {error}"
+        ) from error
+    if "failed" in result:
+        kind, message = result["failed"]
+        raise FAILURES[kind](message)
+    return result["done"]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-import ray.data
-import ray.train
 
 from workflows.config import ClusterConfig, ConfigError
 from workflows.errors import ServiceError, logger
 from workflows.job import stop_on_sigterm
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
@@ -59,8 +60,6 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     stop_on_sigterm()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it warns that its progress bars are off
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
@@ -98,10 +97,12 @@ class Workers:
         """What a reading task takes: none beside workers that take whatever CPUs there are, or both would wait for ever."""
         return 0 if self.is_elastic else 1
 
-    def scaling(self) -> ray.train.ScalingConfig:
+    def scaling(self) -> ScalingConfig:
         """Returns this as Ray Train takes it."""
+        from ray.train import ScalingConfig  # batch jobs do without Ray Train, whose import takes a second
+
         wanted = (self.fewest, self.num_workers) if self.is_elastic else self.num_workers
-        return ray.train.ScalingConfig(
+        return ScalingConfig(
             num_workers=wanted,
             use_gpu=self.use_gpu,
             resources_per_worker=self.per_worker,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pyarrow import fs
 
 from data.encoding import TableEncoding
 from data.listing import DataError
+from data.output import OutputFolder
 from data.reading import RowReader
 from data.table import RowGroup
 from data.units import Unit, finished, footer_line
@@ -22,7 +24,7 @@ from data.writing import PartWriter
 from vae.bundle import open_bundle
 from vae.rows import Rows
 from workflows.actors import Shared
-from workflows.file_job import FileTask
+from workflows.lease import Fence
 from workflows.overlap import ahead, behind
 
 # Matrix products depend on the batch's shape in the last bits, so rows are cut at fixed places of each row group, whoever computes them:
@@ -37,6 +39,22 @@ class Chunk(NamedTuple):
     first_row: int
     rows: Rows
     kept: list[pa.ChunkedArray]
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """What every actor of such a job is told. made_by: what decides the output besides the input, hashed; what: the job's own part of it.
+
+    quarantine: data that cannot be used is no failure.
+    """
+
+    output: OutputFolder
+    fence: Fence
+    made_by: str
+    quarantine: bool
+    max_batch_bytes: int
+    use_gpu: bool
+    what: Any
 
 
 class What(Protocol):
@@ -75,7 +93,7 @@ class FileActor(ABC):
     def columns(self, chunk: Chunk) -> list[pa.Array | pa.ChunkedArray]:
         """Returns the output's columns of a chunk, whose rows are on the device."""
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the unit's file or part and returns its record; of data that cannot be used, where it is put aside, only the reason."""
         unit: Unit = item["unit"]
         about = {"output": unit.output, "part": unit.part}

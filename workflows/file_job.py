@@ -23,28 +23,13 @@ from workflows.batch import claim_pool, followed, held, model_files, put_manifes
 from workflows.batch_config import BatchClusterConfig, BatchDataConfig
 from workflows.cluster import connected
 from workflows.errors import Incomplete, logger
+from workflows.file_actor import FileTask
 from workflows.lease import Fence
 from workflows.registry import PinnedModel
 
 MAX_NAMED = 10
 
 Check = Callable[[pa.Schema, str, Collection[str]], None]
-
-
-@dataclass(frozen=True)
-class FileTask:
-    """What every actor of such a job is told. made_by: what decides the output besides the input, hashed; what: the job's own part of it.
-
-    quarantine: data that cannot be used is no failure.
-    """
-
-    output: OutputFolder
-    fence: Fence
-    made_by: str
-    quarantine: bool
-    max_batch_bytes: int
-    use_gpu: bool
-    what: Any
 
 
 @dataclass(frozen=True)
