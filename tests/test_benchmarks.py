@@ -75,6 +75,7 @@ def test_the_step_benchmark_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
     assert all(r["rows_per_s"] > 0 and r["memory"] > 0 and r["arithmetic"] > 0 and r["busy"] > 0 for r in results)
 
 
+@pytest.mark.slow
 def test_the_batch_benchmark_holds_the_product_against_a_script_that_makes_the_same(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "batch.py"), "--jobs", "encode", "--workloads", "W3", "--rounds", "1"]
     options = ["--variants", "tuned,product", "--file_rows", "256", "--rows_fraction", "0.01"]

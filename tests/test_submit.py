@@ -138,6 +138,7 @@ def test_a_night_that_failed_ends_with_the_jobs_code(nights: Nights) -> None:
     assert (job.status, job.driver_exit_code) == (JobStatus.FAILED, 65)
 
 
+@pytest.mark.slow
 def test_a_night_that_somebody_stopped_is_submitted_again_by_hand_and_not_by_itself(nights: Nights, tmp_path: Path) -> None:
     model, options = "models:/tiny/1", ("--data.path", nights.folder / "table" / NIGHT)
     first = night_id("encode", model, "2026-11-20")
@@ -158,6 +159,7 @@ def test_a_night_that_somebody_stopped_is_submitted_again_by_hand_and_not_by_its
     assert set(nights.submissions(model, "2026-11-20")) == {first, f"{first}-2"}
 
 
+@pytest.mark.slow
 def test_of_submitters_at_the_same_moment_one_submits_and_all_follow(nights: Nights) -> None:
     model, night = "models:/tiny/1", "2026-11-18"
     command = nights.command(model, "--data.path", nights.folder / "table" / NIGHT, partition=night)[2:]
@@ -174,6 +176,7 @@ def test_of_submitters_at_the_same_moment_one_submits_and_all_follow(nights: Nig
     assert nights.client.get_job_status(*found) == JobStatus.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_the_rayjobs_entrypoint_runs_in_the_image_without_a_working_directory(nights: Nights) -> None:
     """The very command of encode.yaml, where only the places differ; the environment is that of deploy/Dockerfile."""
     rayjob = yaml.safe_load(create.with_partition(ENCODE_YAML.read_text(), NIGHT))

@@ -124,6 +124,30 @@ def test_pyfunc_takes_the_condition_columns_as_it_takes_the_others(conditional: 
         model.predict(frame.drop(columns="label"))
 
 
+def test_embedding_and_filling_take_the_condition_from_the_table(conditional: Trained, ray_address: str, tmp_path: Path) -> None:
+    options = ("--model", "models:/told@candidate", "--data.path", conditional.table, "--cluster.address", ray_address)
+    embedded = run_job(
+        conditional.folder,
+        "encode.py",
+        *options,
+        "--output.path",
+        tmp_path / "z",
+        "--output.columns",
+        "[mean, elbo, reconstruction, anomaly]",
+    )
+    filled = run_job(conditional.folder, "reconstruct.py", *options, "--output.path", tmp_path / "filled")
+    rows = ds.dataset(embedded.json["output_path"]).to_table().sort_by("id")
+    frame = pd.read_parquet(conditional.table).sort_values("id")
+    mlflow.set_tracking_uri(conditional.tracking_uri)
+    predicted = mlflow.pyfunc.load_model("models:/told@candidate").predict(frame).to_numpy()
+    np.testing.assert_allclose(np.stack(rows["z_mean"].to_numpy()), predicted, atol=1e-5)
+    assert {name for names in rows["anomaly_columns"].to_pylist() for name in names} == {"image", "ink"}
+    assert set(rows.schema.field("reconstruction").type.names) == {"image", "ink"}
+    after = ds.dataset(filled.json["output_path"]).to_table().sort_by("id")
+    assert after["ink"].null_count == 0
+    assert after["stroke"].to_pylist() == frame["stroke"].where(frame["stroke"].notna(), None).tolist()  # what is given is not filled
+
+
 def test_every_row_has_the_condition_and_looks_like_it(conditional: Trained, threes: Outcome) -> None:
     rows, real = rows_of(threes), pq.read_table(conditional.table)
     assert rows.num_rows == NUM_ROWS
@@ -281,6 +305,7 @@ def hashable(table: pa.Table) -> list[dict[str, Any]]:
     return [{"image": tuple(row["image"]), "ink": row["ink"]} for row in table.select(["image", "ink"]).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_bundle_without_marginals_still_generates_and_says_so(trained: Trained, ray_address: str, tmp_path: Path) -> None:
     bundle = open_bundle(Registry(trained.tracking_uri).pin("models:/digits@candidate").files)
     save_bundle(tmp_path / "bundle", bundle.model, {key: value for key, value in bundle.table.items() if key != "marginals"})
@@ -294,6 +319,7 @@ def test_a_bundle_without_marginals_still_generates_and_says_so(trained: Trained
     assert "'label' is no condition of the model; the model has no condition" in message
 
 
+@pytest.mark.slow
 def test_columns_of_every_kind_condition(ray_address: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     size = 400
