@@ -9,9 +9,7 @@ of a changed file is replaced at once.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,28 +23,15 @@ from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputFolder
 from vae.bundle import open_bundle
-from workflows.batch import rate, record_job, refuse_lost_output, where
 from workflows.batch_config import EncodeConfig
 from workflows.embedding import Embedded, Encoder, output_schema, reads_of
-from workflows.file_job import FileJob, open_input, refuse_bad_files, say
+from workflows.file_job import FileJob, open_input, perform
 from workflows.job import run
-from workflows.registry import PinnedModel, Registry, flatten
+from workflows.registry import PinnedModel
 
 
 def main(config: EncodeConfig) -> dict[str, Any]:
-    started = time.monotonic()
-    refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    registry = Registry(config.registry.tracking_uri)
-    pinned = registry.pin(config.model)
-    job = embedding_job(config, pinned)
-    done = job.run(config.cluster)
-    say(done, config.output.prune)
-    result = {"job": "encode", "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
-    result |= rate(result, started)
-    if done.worked:
-        record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, done.contents)
-    refuse_bad_files(result, done.contents["quarantined"])
-    return result
+    return perform(config, embedding_job)
 
 
 def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -19,13 +20,24 @@ from data.output import OutputError, OutputFolder
 from data.table import Table, open_table
 from data.units import Record, Unit, finished, footer_line, state_of, units_of
 from workflows.actors import Pool, run_units
-from workflows.batch import claim_pool, followed, held, model_files, put_manifest, refuse_output_in_input
-from workflows.batch_config import BatchClusterConfig, BatchDataConfig
+from workflows.batch import (
+    claim_pool,
+    followed,
+    held,
+    model_files,
+    put_manifest,
+    rate,
+    record_job,
+    refuse_lost_output,
+    refuse_output_in_input,
+    where,
+)
+from workflows.batch_config import BatchClusterConfig, BatchDataConfig, EncodeConfig, ReconstructConfig
 from workflows.cluster import connected
 from workflows.errors import Incomplete, logger
 from workflows.file_actor import FileTask
 from workflows.lease import Fence
-from workflows.registry import PinnedModel
+from workflows.registry import PinnedModel, Registry, flatten
 
 MAX_NAMED = 10
 
@@ -168,6 +180,30 @@ class FileJob:
                 self.output.remove(name)
         put_manifest(self.output, self.pinned, self.name, contents, plan.number, complete=not contents["quarantined"])
         return contents
+
+
+Config = TypeVar("Config", EncodeConfig, ReconstructConfig)
+
+
+def perform(config: Config, job_of: Callable[[Config, PinnedModel], FileJob]) -> dict[str, Any]:
+    """Does a job from its model's reference to its JSON line, which it returns.
+
+    job_of: what is to become what, once input, model and output fit together. Raises what they do where they do not, and Incomplete
+    where files were put aside.
+    """
+    started = time.monotonic()
+    refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
+    registry = Registry(config.registry.tracking_uri)
+    pinned = registry.pin(config.model)
+    job = job_of(config, pinned)
+    done = job.run(config.cluster)
+    say(done, job.prune)
+    result = {"job": job.name, "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
+    result |= rate(result, started)
+    if done.worked:
+        record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, done.contents)
+    refuse_bad_files(result, done.contents["quarantined"])
+    return result
 
 
 def made(record: Record) -> Record:

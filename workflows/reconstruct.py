@@ -9,9 +9,7 @@ file. A second run does nothing; new files only add; the output of a changed fil
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,28 +23,15 @@ from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputFolder
 from vae.bundle import open_bundle
-from workflows.batch import rate, record_job, refuse_lost_output, where
 from workflows.batch_config import ReconstructConfig
-from workflows.file_job import FileJob, open_input, refuse_bad_files, say
+from workflows.file_job import FileJob, open_input, perform
 from workflows.imputation import Imputed, Imputer, output_schema
 from workflows.job import run
-from workflows.registry import PinnedModel, Registry, flatten
+from workflows.registry import PinnedModel
 
 
 def main(config: ReconstructConfig) -> dict[str, Any]:
-    started = time.monotonic()
-    refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    registry = Registry(config.registry.tracking_uri)
-    pinned = registry.pin(config.model)
-    job = imputation_job(config, pinned)
-    done = job.run(config.cluster)
-    say(done, config.output.prune)
-    result = {"job": "reconstruct", "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
-    result |= rate(result, started)
-    if done.worked:
-        record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, done.contents)
-    refuse_bad_files(result, done.contents["quarantined"])
-    return result
+    return perform(config, imputation_job)
 
 
 def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
