@@ -76,8 +76,8 @@ def state_of(
     return State(done, to_do, {n: r for n, r in gone.items() if partition is None or in_partition(r["input"], partition)})
 
 
-def at_listing(record: Record) -> dict[str, int]:
-    return {key: record[key] for key in ("output_bytes", "output_mtime_ns")}
+def at_listing(record: Record) -> dict[str, int | None]:
+    return {key: record.get(key) for key in ("output_bytes", "output_mtime_ns")}
 
 
 def is_of(record: Record | None, file: DataFile) -> bool:

@@ -142,6 +142,12 @@ def test_a_copied_output_is_known_by_its_footers(folder: Path, done: dict[str, R
     assert all(record["output_mtime_ns"] == 0 for record in state.done.values())
 
 
+def test_a_record_that_does_not_know_its_output_counts_for_nothing(folder: Path, done: dict[str, Record]) -> None:
+    old = {name: {key: value for key, value in record.items() if not key.startswith("output_")} for name, record in done.items()}
+    pq.write_table(pa.table({"z": [1]}), folder / "out/a.parquet")
+    assert inputs(look(folder, old)) == ["a.parquet"]
+
+
 def test_a_new_file_only_adds(folder: Path, done: dict[str, Record]) -> None:
     write(folder / "in/0.parquet", 2)
     write(folder / "in/z/a.parquet", 2)
