@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from vae.bundle import open_bundle
 from workflows import encode, reconstruct
 from workflows.batch import held
 from workflows.batch_config import EncodeConfig, ReconstructConfig
-from workflows.errors import Incomplete, TryAgain
+from workflows.errors import Incomplete, ServiceError, TryAgain
 from workflows.job import exit_code, parse
 from workflows.registry import Registry
 
@@ -250,6 +251,13 @@ def test_a_full_or_read_only_disk_harms_nothing_earlier(jobs: Jobs, table: Path,
     with pytest.raises(OutputError, match="cannot be written"):
         jobs.encode(table, output)
     assert jobs.encode(table / "part-0.parquet", output)["num_units_skipped"] == 1  # there is nothing to write
+
+
+@pytest.mark.slow
+def test_a_registry_that_takes_connections_and_does_not_answer_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServiceError, match="timed out") as refused:
+        Registry(f"http://127.0.0.1:{silent.getsockname()[1]}").pin("models:/digits@champion")
+    assert exit_code(refused.value) == 69
 
 
 def test_mlflow_has_a_run_of_the_job_with_its_counts_and_its_manifest(jobs: Jobs, trained: Trained, table: Path, tmp_path: Path) -> None:
