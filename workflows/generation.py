@@ -20,7 +20,7 @@ from data.decoding import constant_array, storable
 from data.encoding import TableEncoding
 from data.marginals import summarise_rows
 from data.output import OutputFolder
-from data.statistics import merge_all
+from data.statistics import TableSummary, merge_all
 from vae.bundle import open_bundle
 from vae.rows import Rows
 from workflows.actors import Shared
@@ -28,6 +28,8 @@ from workflows.lease import Fence
 
 # Matrix products depend on the batch's shape in the last bits, so rows are made in the same chunks whoever makes them.
 GENERATION_CHUNK_ROWS = 4096
+# Chunks that are summarised together.
+SUMMARY_CHUNKS = 16
 # What a unit's record says of its rows beside what the manifest keeps.
 SUMMARY = "summary"
 
@@ -60,14 +62,18 @@ class Generator:
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
         """Writes rows first_row..end_row-1 and returns what the manifest says of them, and their summary."""
         first, end = unit["first_row"], unit["end_row"]
-        parts = []
+        parts: list[TableSummary] = []
+        waiting: list[pa.Table] = []  # a summary costs the same for few rows as for many
         with self.task.output.staged(unit["output"], self.schema, self.task.fence.is_held) as writer:
             for chunk in range(first // GENERATION_CHUNK_ROWS, -(-end // GENERATION_CHUNK_ROWS)):
                 start = chunk * GENERATION_CHUNK_ROWS
                 begin = max(first - start, 0)
                 rows = self._generate_chunk(chunk).slice(begin, min(end - start, GENERATION_CHUNK_ROWS) - begin)
                 writer.write_table(rows)
-                parts.append(summarise_rows(self.encoding, rows))
+                waiting.append(rows)
+                if len(waiting) == SUMMARY_CHUNKS or start + GENERATION_CHUNK_ROWS >= end:
+                    parts.append(summarise_rows(self.encoding, pa.concat_tables(waiting)))
+                    waiting = []
         return {"output": unit["output"], "first_row": first, "num_rows": end - first, SUMMARY: merge_all(parts)}
 
     def _conditions(self, chunk: int) -> pa.Table:
