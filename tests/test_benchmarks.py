@@ -34,7 +34,7 @@ def test_plan_prints_every_size_with_time_and_memory_of_every_stage(plan: Any) -
             *("preflight", "fingerprint", "row groups", "scan runs", "steps of an epoch", "resume at a late step", "order of one shard"),
             "readings of all workers",
         ]
-        assert list(encode["cpu_s"]) == ["preflight", "manifest written", "manifest read", "units to do"]
+        assert list(encode["cpu_s"]) == ["preflight", "manifest written", "manifest read", "what is done", "units"]
         for job in (training, encode):
             peaks = list(job["peak_mb"].values())
             assert 0 < peaks[0] <= peaks[-1] == max(peaks)
