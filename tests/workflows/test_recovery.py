@@ -57,7 +57,7 @@ def undisturbed(table: Path, ray_address: str, tmp_path_factory: pytest.TempPath
     return curve(folder), outcome
 
 
-def same_curve(folder: Path, outcome: Outcome, undisturbed: tuple[dict[int, float], Outcome]) -> None:
+def assert_same_curve(folder: Path, outcome: Outcome, undisturbed: tuple[dict[int, float], Outcome]) -> None:
     expected, whole = undisturbed
     assert curve(folder) == pytest.approx(expected, rel=1e-9)
     for side in ("train", "validation"):
@@ -108,7 +108,7 @@ def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
     for snapshot in (run / "ray").rglob("*.json"):
         snapshot.write_bytes(snapshot.read_bytes()[:10])
     outcome = run_job(tmp_path, "train.py", *options(table, ray_address, 3))
-    same_curve(tmp_path, outcome, undisturbed)
+    assert_same_curve(tmp_path, outcome, undisturbed)
     assert f"{newest} is damaged (weights.safetensors is not what was written); going back" in outcome.stderr
 
 
@@ -119,7 +119,7 @@ def test_a_killed_worker_costs_nothing_but_time(table: Path, ray_address: str, u
         workers()[-1].kill()
         assert process.wait(timeout=200) == 0, (tmp_path / "log.txt").read_text()
     assert "workers were lost; 2 go on after step" in (tmp_path / "log.txt").read_text()
-    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
+    assert_same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -145,7 +145,7 @@ def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
     little = options(table, ray_address, 2, "--run.shard_memory_bytes", 9_000)
     outcome = run_job(tmp_path, "train.py", *little)
     assert "more than the 9000 that it may hold: every epoch reads them again" in outcome.stderr
-    same_curve(tmp_path, outcome, undisturbed)
+    assert_same_curve(tmp_path, outcome, undisturbed)
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_kills_at_any_moment_leave_the_same_run(seed: int, table: Path, ray_addr
             wait_for_steps(tmp_path, 1, process)
             time.sleep(0.37 * (1 + 5 * seed + 7 * kill) % 4)
             process.kill()
-    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
+    assert_same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, 2)), undisturbed)
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_kills_at_any_moment_leave_the_same_run(seed: int, table: Path, ray_addr
 def test_every_step_is_the_same_on_any_number_of_workers(
     num_workers: int, table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, num_workers)), undisturbed)
+    assert_same_curve(tmp_path, run_job(tmp_path, "train.py", *options(table, ray_address, num_workers)), undisturbed)
 
 
 @pytest.mark.slow
@@ -211,6 +211,6 @@ def test_nodes_that_come_and_leave_change_nothing_but_the_number_of_workers(tabl
             wait_for("workers were lost; 1 go on after step")
             assert process.wait(timeout=LONG_S) == 0, (folders[1] / "log.txt").read_text()
         outcome = run_job(folders[1], "train.py", *options(table, cluster.address, 2, *longer, *elastic))
-        same_curve(folders[1], outcome, (curve(folders[0]), whole))
+        assert_same_curve(folders[1], outcome, (curve(folders[0]), whole))
     finally:
         cluster.shutdown()
