@@ -31,6 +31,7 @@ from data.split import TRAIN, VALIDATION, split_rows, take
 from data.statistics import merge_all, summarise_table
 from data.table import Table, open_table
 from vae.model import VAE
+from vae.objective import Loss
 from vae.rows import Rows
 from workflows.architecture import architecture
 from workflows.checkpoint import Progress, TrainingState
@@ -48,6 +49,7 @@ from workflows.training_loop import (
     WorkerTask,
     finish_epoch,
     is_last,
+    objective_of,
     scored_model,
     total_steps,
     train_epoch,
@@ -96,6 +98,7 @@ def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) 
     torch.manual_seed(training.seed)
     model = VAE(**architecture(encoding, config.model))
     state = TrainingState(model, Optimizer(model, training), {}, Progress())
+    loss = Loss(model, objective_of(config.objective))
     task = cast(WorkerTask, argparse.Namespace(plan=plan, objective=config.objective, training=training, run=config.run))
     task.architecture = architecture(encoding, config.model)  # type: ignore[misc]
     worker = Alone(task, 0, 1, cast(Line, Silence()), torch.device("cpu"))
@@ -103,11 +106,11 @@ def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) 
     num_steps = total_steps(training, plan.num_steps_with_rows)
     progress = state.progress
     while not is_last(progress, training, num_steps):
-        train_epoch(model, state, worker, rows[TRAIN], num_steps)
+        train_epoch(loss, state, worker, rows[TRAIN], num_steps)
         sums = shard_sums(scored_model(state, worker), plan, rows[VALIDATION], VALIDATION, EPOCH_SAMPLES)
-        finish_epoch(state, scores(sums, model.latent_dim))
+        finish_epoch(state, scores(sums, model))
     model.load_state_dict(state.best)
-    final = scores(shard_sums(model, plan, rows[VALIDATION], VALIDATION, FINAL_SAMPLES), model.latent_dim)
+    final = scores(shard_sums(model, plan, rows[VALIDATION], VALIDATION, FINAL_SAMPLES), model)
     best = {"num_epochs": progress.epoch, "best_epoch": progress.best_epoch + 1, "cpu_s": round(time.process_time() - began)}
     return {name: round(value, 3) for name, value in final.items()} | best
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from data.plan import Plan, shard_bounds
 from vae.model import VAE
+from vae.objective import Loss, Objective
 from vae.rows import Rows
 from workflows.config import TrainingConfig
 from workflows.feed import HeldRows, training_stretches
@@ -85,7 +86,8 @@ class Training:
     def __init__(self, workload: str, device: torch.device, batch_rows: int, num_rows: int, precision: str, compile_model: bool) -> None:
         torch.manual_seed(0)
         self.model = VAE(fields(workload), LATENT_DIM[workload], HIDDEN_DIMS[workload]).to(device)
-        self.forward = compiled(self.model) if compile_model else self.model
+        loss = Loss(self.model, Objective())
+        self.loss = compiled(loss) if compile_model else loss
         self.precision = precision
         self.optimizer = Optimizer(self.model, TrainingConfig())
         self.plan = Plan(num_rows, 8, batch_rows, 0, num_rows)
@@ -104,7 +106,7 @@ class Training:
     def steps(self) -> Iterator[Tensor]:
         """Takes a step whenever it is asked for one; yields the sums of take_step."""
         for number, (rows, noise) in enumerate(self.batches()):
-            yield take_step(self.forward, self.optimizer, rows, noise, 1 / rows.num_rows, 1.0, 1e-3, self.precision, number)
+            yield take_step(self.loss, self.optimizer, rows, noise, 1 / rows.num_rows, 1.0, 1e-3, self.precision, number)
 
 
 def wait(device: torch.device) -> None:
@@ -184,11 +186,11 @@ def elbo_after_steps(workload: str, device: torch.device) -> float:
     """Returns the mean ELBO of the last 10 of CHECKED_STEPS steps; noise is drawn on the CPU, so that all devices have the same."""
     training = Training(workload, torch.device("cpu"), 256, 4096, "float32", False)
     model, sums = training.model.to(device), []
-    optimizer = Optimizer(model, TrainingConfig())
+    optimizer, loss = Optimizer(model, TrainingConfig()), Loss(model, Objective())
     for number, (rows, noise) in zip(range(CHECKED_STEPS), training.batches(), strict=False):
         weight = 1 / rows.num_rows
-        sums.append(take_step(model, optimizer, rows.to(device), noise.to(device), weight, 1.0, 1e-3, "float32", number))
-    num_rows, elbo, _, _ = torch.stack(sums[-10:]).sum(0).tolist()
+        sums.append(take_step(loss, optimizer, rows.to(device), noise.to(device), weight, 1.0, 1e-3, "float32", number))
+    num_rows, elbo, *_ = torch.stack(sums[-10:]).sum(0).tolist()
     return elbo / num_rows
 
 

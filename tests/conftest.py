@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.running import ROOT, Trained, run_job
+from tests.running import ROOT, SHARED_RAY, Trained, run_job
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +34,11 @@ def ray_address() -> Iterator[str]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False})
     yield str(cluster.address)
     cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(ray_address: str) -> Iterator[None]:
+    """Jobs of a module start no Ray of their own: most of a short job is its start."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(SHARED_RAY, ray_address)
+        yield

@@ -18,6 +18,8 @@ from typing import IO, Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+# While this is set, jobs without an address of their own find their Ray there.
+SHARED_RAY = "TESTS_SHARED_RAY_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Outcome:
 
 
 def job_environment(**extra: str) -> dict[str, str]:
-    """Returns this environment without what would send a job to another cluster or store."""
+    """Returns this environment without what would send a job to another cluster or store than the one that tests share."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return kept | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"} | extra
+    shared = {"RAY_ADDRESS": os.environ[SHARED_RAY]} if SHARED_RAY in os.environ else {}
+    return kept | shared | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"} | extra
 
 
 def job_command(name: str, *arguments: object) -> list[str]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vae.model import VAE
-from vae.posteriors import DiagonalGaussian
+from vae.posteriors import Posterior
 from vae.rows import Rows
 
 # Cells that are scored at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
 MAX_CELLS = 2**23
 
 
-def log_weights(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int, generator: torch.Generator) -> Tensor:
+def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, generator: torch.Generator) -> Tensor:
     """Returns log p(x,z) - log q(z|x) in nats for samples z of q, [S, B].
 
     Their mean is the ELBO, and log-mean-exp of K of them the importance-weighted bound (Burda et al. 2016), in expectation.
@@ -26,11 +26,12 @@ def log_weights(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int,
     num_cells = sum(values.shape[1] for values in rows.values.values())
     at_once = max(1, MAX_CELLS // max(1, rows.num_rows * num_cells))
     condition = model.condition(rows)
+    p_z = model.latent_prior(condition)
     parts = []
     for begin in range(0, num_samples, at_once):
         size = (min(at_once, num_samples - begin), rows.num_rows, model.latent_dim)
         z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
-        parts.append(model.likelihood(z, condition).log_prob(rows) + model.prior.log_prob(z) - q_z.log_prob(z))
+        parts.append(model.likelihood(z, condition).log_prob(rows) + p_z.log_prob(z) - q_z.log_prob(z))
     return torch.cat(parts)
 
 
@@ -39,7 +40,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
 
 
-def surprisal(model: VAE, rows: Rows, q_z: DiagonalGaussian, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+def surprisal(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Returns -E_q[log p(cell|z)] in nats in stored units, 0 where a cell is missing: field -> [B, D]."""
     condition = model.condition(rows)
     total: dict[str, Tensor] = {}

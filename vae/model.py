@@ -1,7 +1,8 @@
 """The model: encoder q(z|x), prior p(z) and decoder p(x|z) over the fields of a row.
 
 A conditional model has fields c that it is told and does not model: encoder q(z|x,c), decoder p(x|z,c), a bound on log p(x|c).
-Shapes: S samples, B rows, L latent dimensions, D cells of a field, F features of a row, C features of its condition.
+Where rows have nulls, which cells are there may be modelled too: m, one flag for every nullable column, with p(m|z) = prod p(m_j|z).
+Shapes: S samples, B rows, L latent dimensions, D cells of a field, F features of a row, C features of its condition, N modelled flags.
 """
 
 from __future__ import annotations
@@ -12,26 +13,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood, without_missing
+from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
+from vae.likelihoods import LIKELIHOODS, BernoulliCells, CellDistribution, Likelihood, without_missing
 from vae.networks import NETWORKS
-from vae.posteriors import DiagonalGaussian
-from vae.priors import PRIORS
+from vae.posteriors import POSTERIORS, Posterior
+from vae.priors import PRIORS, LatentDistribution, Sizes
 from vae.rows import Rows
+
+# What a field says of itself to the model, and not to its likelihood.
+FIELD_KEYS = ("name", "likelihood", "valid_size", "with_flags", "null_pattern", "shape", "binarize")
 
 
 class Bound(NamedTuple):
-    """The evidence lower bound and its two parts, [B] each, in nats per row in data units; elbo = first - second."""
+    """The evidence lower bound and its two parts, [B] each, in nats per row in data units; elbo = first - second.
+
+    null_pattern: E_q[log p(m|z)] of the modelled flags, which is no part of the others: elbo + null_pattern bounds log p(x_observed, m).
+    """
 
     elbo: Tensor
     expected_log_likelihood: Tensor
     kl: Tensor
+    null_pattern: Tensor
 
 
 class RowDistribution:
-    """p(x|z): one distribution per field, independent given z."""
+    """p(x|z): one distribution per field, independent given z, and p(m|z) of the flags [N] where some are modelled.
 
-    def __init__(self, fields: dict[str, CellDistribution]) -> None:
-        self.fields = fields
+    flags: field -> those of its flags that are modelled.
+    """
+
+    def __init__(self, fields: dict[str, CellDistribution], null_pattern: BernoulliCells, flags: Mapping[str, Sequence[int]]) -> None:
+        self.fields, self.null_pattern, self.flags = fields, null_pattern, flags
 
     def log_prob(self, rows: Rows) -> Tensor:
         """Returns log p(x_observed|z) in nats in data units, [B] or [S, B]; missing cells contribute exactly 0."""
@@ -40,6 +52,23 @@ class RowDistribution:
             valid = rows.valid[name]
             total = total + distribution.sum_log_prob(without_missing(rows.values[name], valid), valid)
         return total
+
+    def null_pattern_log_prob(self, rows: Rows) -> Tensor:
+        """Returns log p(m|z) in nats, [B] or [S, B]; 0 where no flags are modelled."""
+        none = torch.zeros(rows.num_rows, 0, dtype=torch.bool, device=rows.device)
+        flags = torch.cat([none, *(rows.valid[name][:, index] for name, index in self.flags.items())], 1)
+        return self.null_pattern.log_prob(flags).sum(-1)
+
+    def sample_valid(self, rows: Rows, generator: torch.Generator) -> dict[str, Tensor]:
+        """Returns the rows' flags by field, drawn where they are modelled."""
+        valid = dict(rows.valid)
+        drawn = (
+            torch.split(self.null_pattern.sample(generator).bool(), [len(index) for index in self.flags.values()], -1) if self.flags else ()
+        )
+        for (name, index), flags in zip(self.flags.items(), drawn, strict=True):
+            valid[name] = valid[name].clone()
+            valid[name][:, index] = flags
+        return valid
 
     def cell_log_probs(self, rows: Rows) -> dict[str, Tensor]:
         """Returns log p of every cell in its stored units, 0 where it is missing: field -> [B, D] or [S, B, D]."""
@@ -52,12 +81,15 @@ class RowDistribution:
 
 
 class VAE(nn.Module):
-    """A VAE with a diagonal Gaussian posterior over rows of several fields.
+    """A VAE over rows of several fields.
 
     fields: one mapping per field with "name", "likelihood" (a key of LIKELIHOODS), "valid_size" (validity flags per row: 1
         or the number of cells), the likelihood's own arguments and, optionally, "with_flags": false where training rows have no
-        nulls, so that the encoder sees no flags. The mapping is plain JSON: the bundle stores it.
-    condition_fields: the same for what the model is conditioned on; their likelihoods only make features of them.
+        nulls, so that the encoder sees no flags; "null_pattern": the flags whose distribution is modelled; "shape" of an image's cells;
+        "binarize": whether its pixels are drawn anew as 0 or 255. The mapping is plain JSON: the bundle stores it.
+    network: a key of NETWORKS, or "conv": convolutions for fields with an image's shape, beside a residual network for the others.
+    posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
+    condition_fields: like fields, for what the model is conditioned on; their likelihoods only make features of them.
     """
 
     def __init__(
@@ -68,14 +100,18 @@ class VAE(nn.Module):
         network: str = "mlp",
         prior: str = "standard",
         condition_fields: Sequence[Mapping[str, Any]] = (),
+        posterior: str = "diagonal",
+        num_prior_components: int = 100,
     ) -> None:
         super().__init__()
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "fields": [dict(field) for field in fields],
             "latent_dim": latent_dim,
             "hidden_dims": list(hidden_dims),
             "network": network,
             "prior": prior,
+            "posterior": posterior,
+            "num_prior_components": num_prior_components,
         } | ({"condition_fields": [dict(field) for field in condition_fields]} if condition_fields else {})
         self.latent_dim = latent_dim
         self.flag_sizes = {field["name"]: num_flags(field) for field in [*fields, *condition_fields]}
@@ -83,11 +119,31 @@ class VAE(nn.Module):
         self.conditions = nn.ModuleDict({field["name"]: without_parameters(build_likelihood(field)) for field in condition_fields})
         likelihoods = self._likelihoods()
         self.condition_size = self._num_features(self._conditions())
-        build = NETWORKS[network]
-        self.encoder = build(self._num_features(likelihoods) + self.condition_size, hidden_dims, 2 * latent_dim)
-        num_outputs = sum(lik.num_outputs for lik in likelihoods.values())
-        self.decoder = build(latent_dim + self.condition_size, list(reversed(hidden_dims)), num_outputs)
-        self.prior = PRIORS[prior](latent_dim)
+        self.flags = {field["name"]: list(field["null_pattern"]) for field in fields if field.get("null_pattern")}
+        self.binarised = [field["name"] for field in fields if field.get("binarize")]
+        self.posterior_family = POSTERIORS[posterior]
+        num_features = self._num_features(likelihoods) + self.condition_size
+        self.output_sizes = [likelihood.num_outputs for likelihood in likelihoods.values()]
+        num_outputs = sum(self.output_sizes) + sum(map(len, self.flags.values()))
+        sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
+        self.encoder, self.decoder = build_networks(network, hidden_dims, *sizes, self._images())
+        self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
+
+    def _images(self) -> list[tuple[Image, Image, int]]:
+        """Returns the fields that can be convolved: where each begins among the features and among the outputs, outputs per cell."""
+        found, feature, output = [], 0, 0
+        shapes = {field["name"]: field.get("shape") for field in self._field_mappings()}
+        for name, likelihood in self._likelihoods().items():
+            if is_image(shapes[name]) and likelihood.num_features == likelihood.size:
+                shape, per_cell = tuple(shapes[name] or ()), likelihood.num_outputs // likelihood.size
+                found.append((Image(feature, shape), Image(output, shape), per_cell))
+            feature += likelihood.num_features + self.flag_sizes[name]
+            output += likelihood.num_outputs
+        return found
+
+    def _field_mappings(self) -> list[dict[str, Any]]:
+        fields: list[dict[str, Any]] = self.architecture["fields"]
+        return fields
 
     def _likelihoods(self) -> dict[str, Likelihood]:
         return dict(self.likelihoods.items())  # type: ignore[arg-type]
@@ -124,60 +180,97 @@ class VAE(nn.Module):
                 features.append(flags.to(self.dtype))
         return (torch.cat(features, 1) if len(features) > 1 else features[0]).to(self.dtype)
 
-    def posterior(self, rows: Rows) -> DiagonalGaussian:
-        """Returns q(z|x), of a conditional model q(z|x,c), parameters [B, L]."""
-        return DiagonalGaussian.from_outputs(self.encoder(self.features(rows)).to(self.dtype))
+    def posterior(self, rows: Rows) -> Posterior:
+        """Returns q(z|x), of a conditional model q(z|x,c), with mean and scale [B, L]."""
+        return self.encode(self.features(rows))
+
+    def encode(self, features: Tensor) -> Posterior:
+        """Returns the posteriors of rows of which the encoder sees features [B, F + C]."""
+        return self.posterior_family.from_outputs(self.encoder(features).to(self.dtype), self.latent_dim)
+
+    def latent_prior(self, condition: Tensor | None = None) -> LatentDistribution:
+        """Returns p(z), or p(z|c) for each of the condition's rows [B, C] where the prior is conditional."""
+        prior: LatentDistribution = self.prior(self.encode, condition)
+        return prior
 
     def likelihood(self, z: Tensor, condition: Tensor | None = None) -> RowDistribution:
         """Returns p(x|z) for z [B, L] or [S, B, L]; of a conditional model p(x|z,c) for its `condition` of rows, [B, C]."""
         assert (condition is not None) == (self.condition_size > 0)
         likelihoods = self._likelihoods()
         inputs = z if condition is None else torch.cat([z, condition.expand(*z.shape[:-1], -1)], -1)
-        outputs = self.decoder(inputs).to(self.dtype).split([lik.num_outputs for lik in likelihoods.values()], -1)
-        return RowDistribution({name: lik(out) for (name, lik), out in zip(likelihoods.items(), outputs, strict=True)})
+        outputs = self.decoder(inputs).to(self.dtype)
+        sizes = [*self.output_sizes, outputs.shape[-1] - sum(self.output_sizes)]
+        *parts, flags = outputs.split(sizes, -1)
+        fields = {name: likelihood(part) for (name, likelihood), part in zip(likelihoods.items(), parts, strict=True)}
+        return RowDistribution(fields, BernoulliCells(flags), self.flags)
 
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
-        """Returns the one-sample bound with the KL in closed form; noise [B, L] is standard normal."""
-        q_z = self.posterior(rows)
-        log_likelihood = self.likelihood(q_z.rsample(noise), self.condition(rows)).log_prob(rows)
-        kl = q_z.kl(self.prior)
-        return Bound(log_likelihood - kl, log_likelihood, kl)
+        """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
+        q_z, condition = self.posterior(rows), self.condition(rows)
+        z = q_z.rsample(noise)
+        p_x = self.likelihood(z, condition)
+        log_likelihood = p_x.log_prob(rows)
+        kl = q_z.kl(self.latent_prior(condition), z)
+        return Bound(log_likelihood - kl, log_likelihood, kl, p_x.null_pattern_log_prob(rows))
 
-    def evaluate_elbo(self, rows: Rows, noise: Tensor, q_z: DiagonalGaussian | None = None) -> Bound:
+    def evaluate_elbo(self, rows: Rows, noise: Tensor, q_z: Posterior | None = None) -> Bound:
         """Returns the bound for reporting: the same expectation with less noise. q_z: posterior(rows), from who has it already.
 
         log p(x,z) - log q(z|x), averaged over noise [S, B, L], has the ELBO as its expectation and no variance at all where
-        q is the exact posterior (Roeder et al. 2017); the expected log-likelihood is this plus the closed-form KL.
+        q is the exact posterior (Roeder et al. 2017); the expected log-likelihood is this plus the KL.
         """
         q_z = self.posterior(rows) if q_z is None else q_z
-        z = q_z.rsample(noise)
-        elbo = (self.likelihood(z, self.condition(rows)).log_prob(rows) + self.prior.log_prob(z) - q_z.log_prob(z)).mean(0)
-        kl = q_z.kl(self.prior)
-        return Bound(elbo, elbo + kl, kl)
+        z, condition = q_z.rsample(noise), self.condition(rows)
+        p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
+        elbo = (p_x.log_prob(rows) + p_z.log_prob(z) - q_z.log_prob(z)).mean(0)
+        kl = q_z.kl(p_z, z)
+        null_pattern = p_x.null_pattern_log_prob(rows)
+        return Bound(elbo, elbo + kl, kl, null_pattern if null_pattern.dim() == 1 else null_pattern.mean(0))
 
     def forward(self, rows: Rows, noise: Tensor) -> Bound:
         """The same as elbo; what DistributedDataParallel wraps."""
         return self.elbo(rows, noise)
 
     @torch.no_grad()
-    def generate(self, num_rows: int, generator: torch.Generator, condition: Tensor | None = None) -> dict[str, Tensor]:
+    def generate(self, num_rows: int, generator: torch.Generator, condition: Tensor | None = None) -> Rows:
         """Returns new rows: z from the prior, then every cell from p(x|z), or p(x|z,c) for the rows' `condition` [num_rows, C].
 
-        field -> [num_rows, D] in the field's storage.
+        Cells are in their field's storage, all of them drawn; flags are drawn where they are modelled, and true elsewhere.
         """
-        z = self.prior.sample(num_rows, generator).to(self.device, self.dtype)
-        return {name: cells.sample(generator) for name, cells in self.likelihood(z, condition).fields.items()}
+        z = self.latent_prior(condition).sample(num_rows, generator).to(self.device, self.dtype)
+        p_x = self.likelihood(z, condition)
+        values = {name: cells.sample(generator) for name, cells in p_x.fields.items()}
+        sizes = {field["name"]: int(field["valid_size"]) for field in self._field_mappings()}
+        valid = {name: torch.ones(num_rows, size, dtype=torch.bool, device=self.device) for name, size in sizes.items()}
+        rows = Rows(values, valid, torch.zeros(num_rows, dtype=self.dtype, device=self.device))
+        return rows._replace(valid=p_x.sample_valid(rows, generator))
+
+
+def build_networks(
+    network: str, hidden_dims: Sequence[int], encoder: tuple[int, int], decoder: tuple[int, int], images: Sequence[tuple[Image, Image, int]]
+) -> tuple[nn.Module, nn.Module]:
+    """Returns encoder and decoder, given the inputs and outputs of both. Raises ValueError where there is nothing to convolve."""
+    reverse = list(reversed(hidden_dims))
+    if network != "conv":
+        build = NETWORKS[network]
+        return build(encoder[0], hidden_dims, encoder[1]), build(decoder[0], reverse, decoder[1])
+    if not images:
+        raise ValueError("the network conv needs an image: a field with a shape H x W, H x W x C or C x H x W, C being 1 or 3")
+    outputs = [(image, per_cell) for _, image, per_cell in images]
+    features = [image for image, _, _ in images]
+    return FusedEncoder(encoder[0], features, hidden_dims, encoder[1]), FusedDecoder(decoder[0], outputs, reverse, decoder[1])
 
 
 def build_likelihood(field: Mapping[str, Any]) -> Likelihood:
-    arguments = {key: value for key, value in field.items() if key not in ("name", "likelihood", "valid_size", "with_flags")}
+    arguments = {key: value for key, value in field.items() if key not in FIELD_KEYS}
     return LIKELIHOODS[field["likelihood"]](**arguments)
 
 
 def without_parameters(likelihood: Likelihood) -> Likelihood:
-    """Returns the likelihood with nothing to learn, which only a density needs: it makes features of a condition."""
+    """Returns the likelihood with nothing to learn that only a density needs: it makes features of a condition."""
     for name, _ in list(likelihood.named_parameters()):
-        delattr(likelihood, name)
+        if not name.startswith("embedding."):
+            delattr(likelihood, name)
     return likelihood
 
 

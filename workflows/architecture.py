@@ -14,14 +14,26 @@ from workflows.config import ModelConfig
 def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
     """Returns the arguments of vae.VAE for a table, plain JSON."""
     return {
-        "fields": [model_field(field, encoding) for field in encoding.fields if not field.condition],
+        "fields": [
+            model_field(field, encoding) | (modelled_flags(field) if model.null_pattern else {})
+            for field in encoding.fields
+            if not field.condition
+        ],
         "latent_dim": model.latent_dim,
         "hidden_dims": list(model.hidden_dims),
         "network": model.network,
         "prior": model.prior,
+        "posterior": model.posterior,
+        "num_prior_components": model.num_prior_components,
     } | (
         {"condition_fields": [model_field(field, encoding) for field in encoding.fields if field.condition]} if encoding.conditions else {}
     )
+
+
+def modelled_flags(field: Field) -> dict[str, list[int]]:
+    """Returns which of a field's flags have a distribution in the model: those of columns that have nulls; not of single elements."""
+    flags = [index for index, column in enumerate(field.columns) if column.null_fraction > 0 and not column.element_nulls]
+    return {"null_pattern": flags} if flags else {}
 
 
 def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pyarrow import fs
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vae.model import VAE
+from vae.model import VAE, Bound
 from workflows.errors import ComputationError, logger
 from workflows.optimization import Optimizer, with_weights
 
@@ -31,11 +31,15 @@ WEIGHTS, BEST, OPTIMIZER, STATE, MANIFEST = (
 NUM_KEPT = 2
 
 
+# What is summed over rows: their number, and the parts of vae.model.Bound.
+NUM_SUMS = 1 + len(Bound._fields)
+
+
 @dataclass
 class Progress:
     """Where a run stands. epoch: the one that is going on; step: optimiser steps taken; position: number of the epoch's next step.
 
-    sums: rows, and the sums of the ELBO and its two parts over them, of the epoch so far; interval_sums: since the last line for a number
+    sums: rows, and the sums of a bound over them, of the epoch so far; interval_sums: since the last line for a number
     of steps; unkept: what was said of steps and may be lost with the driver. history: one dict of metrics per finished epoch; elapsed_s:
     seconds of training, restarts included.
     """
@@ -43,8 +47,8 @@ class Progress:
     epoch: int = 0
     step: int = 0
     position: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
-    interval_sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
+    interval_sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
     unkept: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
     epoch_s: float = 0.0

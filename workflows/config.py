@@ -125,16 +125,25 @@ class ModelConfig:
     """Latent dimensions."""
     hidden_dims: list[int] = field(default_factory=lambda: [256, 256])
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
-    network: Literal["mlp", "linear"] = "mlp"
-    """mlp: affine maps with ReLU between; linear: one affine map (probabilistic PCA for one vector column)."""
-    prior: Literal["standard"] = "standard"
-    """Prior p(z); standard: N(0, I)."""
+    network: Literal["mlp", "gated", "residual", "linear", "conv"] = "mlp"
+    """mlp: affine maps with ReLU between; gated: each times the sigmoid of another; residual: blocks with LayerNorm added to their input;
+    linear: one affine map (probabilistic PCA for one vector column); conv: convolutions for image columns of shape H x W or with 1 or 3
+    channels, fused with a residual network for the other columns."""
+    posterior: Literal["diagonal", "full"] = "diagonal"
+    """Family of q(z|x): Gaussians with independent dimensions, or with full covariance."""
+    prior: Literal["standard", "mixture", "vamp", "conditional"] = "standard"
+    """Prior p(z); standard: N(0, I); mixture: of learned Gaussians; vamp: of the posteriors of learned pseudo-rows; conditional: a Gaussian
+    that depends on the columns of data.condition."""
+    num_prior_components: int = 100
+    """Components of the priors mixture and vamp."""
     null_pattern: bool = True
-    """Generated rows have nulls, each column's at its rate in the training rows and independently of the rest; false: none."""
+    """Which cells are null is modelled with the rest, one Bernoulli for every column that has nulls, and generated rows have nulls
+    accordingly; its log-likelihood is reported apart from the ELBO of the cells that are there. false: neither."""
 
     def check(self) -> None:
         require(self.latent_dim >= 1, "model.latent_dim", self.latent_dim, "at least 1")
         sizes = all(size >= 1 for size in self.hidden_dims) and (self.network == "linear" or len(self.hidden_dims) >= 1)
+        require(self.num_prior_components >= 1, "model.num_prior_components", self.num_prior_components, "at least 1")
         require(sizes, "model.hidden_dims", self.hidden_dims, "one or more widths of at least 1")
 
 
@@ -142,18 +151,36 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is optimised."""
 
+    kind: Literal["elbo", "iwae"] = "elbo"
+    """elbo: the evidence lower bound; iwae: the importance-weighted bound of num_importance_samples, which lies nearer to log p(x)."""
+    num_importance_samples: int = 8
+    """Samples per row of iwae; a step costs about so many times the decoder's part of one of elbo."""
+    doubly_reparameterised: bool = True
+    """Of iwae: the encoder's gradient that keeps its signal with many samples (DReG); false: the plain one."""
+    free_bits: float = 0.0
+    """Nats of KL per latent dimension, on average over the step's rows, that cost nothing; against collapse."""
     beta: float = 1.0
     """Weight of the KL in what is optimised; what is reported as ELBO always has 1."""
     kl_warmup_steps: int = 0
     """Optimiser steps over which that weight rises from 0."""
+    kl_warmup_cycles: int = 1
+    """Times that it rises from 0: each rise is followed by as many steps at its full height (cyclical annealing)."""
 
     def check(self) -> None:
         require(self.beta >= 0, "objective.beta", self.beta, "at least 0")
         require(self.kl_warmup_steps >= 0, "objective.kl_warmup_steps", self.kl_warmup_steps, "at least 0")
+        require(self.kl_warmup_cycles >= 1, "objective.kl_warmup_cycles", self.kl_warmup_cycles, "at least 1")
+        require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "at least 0")
+        require(self.num_importance_samples >= 1, "objective.num_importance_samples", self.num_importance_samples, "at least 1")
+        together = self.kind == "elbo" or not self.free_bits
+        require(together, "objective.free_bits", self.free_bits, "0 with objective.kind iwae, whose bound has no KL of its own")
 
     def beta_at(self, step: int) -> float:
         """Returns the KL's weight at an optimiser step."""
-        return self.beta * min(1.0, (step + 1) / self.kl_warmup_steps) if self.kl_warmup_steps else self.beta
+        if not self.kl_warmup_steps:
+            return self.beta
+        cycle, place = divmod(step, 2 * self.kl_warmup_steps)
+        return self.beta * min(1.0, (place + 1) / self.kl_warmup_steps) if cycle < self.kl_warmup_cycles else self.beta
 
 
 @dataclass(frozen=True)

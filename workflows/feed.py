@@ -25,6 +25,7 @@ EVALUATION_ROWS = 1024
 EVALUATION_EPOCH = 2**31
 
 Gather = Callable[[Stretch], Rows]
+Draw = Callable[[int, tuple[int, ...]], Tensor]
 
 
 class SideRows(Protocol):
@@ -139,27 +140,35 @@ class Buffer:
 
 
 class Noise:
-    """The standard normal noise of an epoch's rows: each shard's own, in blocks, so that it follows the rows to any worker."""
+    """The noise of an epoch's rows: each shard's own, in blocks, so that it follows the rows to any worker.
 
-    def __init__(self, plan: Plan, epoch: int, model: VAE) -> None:
-        self.plan, self.epoch, self.model = plan, epoch, model
+    shape: of a row's noise; draw: makes what a seed and a shape name; stream: tells one kind of noise from another.
+    """
+
+    def __init__(self, plan: Plan, epoch: int, shape: tuple[int, ...], draw: Draw, stream: int = 0) -> None:
+        self.plan, self.epoch, self.shape, self.draw, self.stream = plan, epoch, shape, draw, stream
         self.last: dict[int, tuple[int, Tensor]] = {}
 
     def block(self, shard: int, number: int) -> Tensor:
         if self.last.get(shard, (None,))[0] != number:
-            seed = self.plan.noise_seed(self.epoch, number, shard)
-            self.last[shard] = number, standard_normal(seed, (NOISE_ROWS, self.model.latent_dim), self.model)
+            seed = self.plan.noise_seed(self.epoch, number, shard + self.stream * self.plan.num_shards)
+            self.last[shard] = number, self.draw(seed, (NOISE_ROWS, *self.shape))
         return self.last[shard][1]
 
-    def take(self, shard: int, begin: int, end: int) -> Tensor:
-        """Returns the noise of rows begin..end-1 of the shard's order, [end - begin, L]."""
-        parts = [torch.empty(0, self.model.latent_dim, device=self.model.device, dtype=self.model.dtype)]
+    def of(self, stretch: Stretch, shards: Sequence[int]) -> Tensor:
+        """Returns the noise of a stretch's rows, in their order, [R, *shape]."""
+        drawn = torch.cat([part for shard in shards for part in self.take(shard, stretch.begin[shard], stretch.end[shard])])
+        return drawn[torch.from_numpy(stretch.merge).to(drawn.device)]
+
+    def take(self, shard: int, begin: int, end: int) -> list[Tensor]:
+        """Returns the noise of rows begin..end-1 of the shard's order, [end - begin, *shape], in parts."""
+        parts = [self.draw(0, (0, *self.shape))]
         while begin < end:
             number, skipped = divmod(begin, NOISE_ROWS)
             part = self.block(shard, number)[skipped : skipped + end - begin]
             parts.append(part)
             begin += len(part)
-        return torch.cat(parts)
+        return parts
 
 
 def standard_normal(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:
@@ -167,17 +176,45 @@ def standard_normal(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:
     return torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
 
 
+def uniform(seed: int, shape: tuple[int, ...], model: VAE) -> Tensor:
+    generator = torch.Generator(model.device).manual_seed(seed)
+    return torch.rand(shape, generator=generator, device=model.device)
+
+
+def binarised(rows: Rows, model: VAE, chances: Tensor) -> Rows:
+    """Returns the rows with the pixels that the model wants binary drawn as 0 or 255, each with probability pixel / 255.
+
+    chances: uniform numbers for all these pixels, [B, D]. A pixel that is 0 or 255 stays.
+    """
+    ends = torch.cumsum(torch.tensor([rows.values[name].shape[1] for name in model.binarised]), 0)[:-1].tolist()
+    parts = torch.tensor_split(chances, ends, 1)
+    drawn = {name: (part * 255 < rows.values[name]).to(torch.uint8) * 255 for name, part in zip(model.binarised, parts, strict=True)}
+    return rows._replace(values=rows.values | drawn)
+
+
+def num_binarised(rows: Rows, model: VAE) -> int:
+    return sum(rows.values[name].shape[1] for name in model.binarised)
+
+
 def training_stretches(
-    plan: Plan, rows: SideRows, epoch: int, first: int, model: VAE, num_workers: int = 1
+    plan: Plan, rows: SideRows, epoch: int, first: int, model: VAE, num_workers: int = 1, num_samples: int = 1
 ) -> Iterator[tuple[Stretch, Rows, Tensor]]:
     """Yields an epoch's steps from number `first` on in stretches: which they are, their rows in the order of steps, and noise [R, L].
 
-    All of num_workers workers get the same stretches of steps, each with its own rows.
+    All of num_workers workers get the same stretches of steps, each with its own rows. Of several samples per row noise is [R, K, L].
     """
-    gather, noise, shards = rows.ordered(plan, epoch, first), Noise(plan, epoch, model), list(rows.size)
+    gather, shards = rows.ordered(plan, epoch, first), list(rows.size)
+    shape = (model.latent_dim,) if num_samples == 1 else (num_samples, model.latent_dim)
+    noise = Noise(plan, epoch, shape, lambda seed, size: standard_normal(seed, size, model))
+    pixels: Noise | None = None
     for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // rows.bytes_per_row), first):
-        drawn = torch.cat([noise.take(shard, stretch.begin[shard], stretch.end[shard]) for shard in shards])
-        yield stretch, gather(stretch).to(model.device), drawn[torch.from_numpy(stretch.merge).to(model.device)]
+        gathered = gather(stretch).to(model.device)
+        if model.binarised:
+            pixels = pixels or Noise(
+                plan, epoch, (num_binarised(gathered, model),), lambda seed, size: uniform(seed, size, model), stream=1
+            )
+            gathered = binarised(gathered, model, pixels.of(stretch, shards))
+        yield stretch, gathered, noise.of(stretch, shards)
 
 
 def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, model: VAE) -> Iterator[tuple[int, Rows, Tensor]]:
@@ -189,6 +226,9 @@ def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, m
     for shard, begin, chunk in rows.chunks():
         seed = plan.noise_seed(EVALUATION_EPOCH + side, begin, shard)
         noise = standard_normal(seed, (num_samples, chunk.num_rows, model.latent_dim), model)
+        if model.binarised:
+            seed = plan.noise_seed(EVALUATION_EPOCH + side, begin, plan.num_shards + shard)
+            chunk = binarised(chunk.to(model.device), model, uniform(seed, (chunk.num_rows, num_binarised(chunk, model)), model))
         for start in range(0, chunk.num_rows, rows_at_once):
             end = min(start + rows_at_once, chunk.num_rows)
             yield shard, chunk.slice(start, end).to(model.device), noise[:, start:end]

@@ -87,17 +87,25 @@ class Generator:
         base = int(np.random.SeedSequence([self.task.seed]).generate_state(1)[0])
         conditions = self._conditions(chunk)
         told = self.model.condition(Rows.from_arrays(encode_conditions(self.encoding, conditions), self.device))
-        cells = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32), told)
+        rows = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32), told)
+        absent = self._absent(rows)
         nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk])))
-        arrays = self.encoding.split({name: tensor.cpu().numpy() for name, tensor in cells.items()})
+        arrays = self.encoding.split({name: tensor.cpu().numpy() for name, tensor in rows.values.items()})
         columns = []
         for column, kind in zip(self.encoding.columns, self.schema.types, strict=True):
             missing = nulls.random(GENERATION_CHUNK_ROWS) < (column.null_fraction if self.null_pattern else 0.0)
+            missing = absent.get(column.name, missing)
             if column.condition:
                 columns.append(conditions[column.name].cast(kind))
             else:
                 columns.append(self._column(column, kind, chunk, arrays, missing))
         return pa.table(columns, schema=self.schema)
+
+    def _absent(self, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
+        """Returns which rows have no value in the columns whose nulls are modelled."""
+        columns = {field.name: field.columns for field in self.encoding.fields}
+        flags = {name: rows.valid[name].cpu().numpy() for name in self.model.flags} if self.null_pattern else {}
+        return {columns[name][index].name: ~there[:, index] for name, there in flags.items() for index in self.model.flags[name]}
 
     def _column(
         self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], missing: np.ndarray[Any, Any]

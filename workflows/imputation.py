@@ -20,7 +20,7 @@ from data.columns import Column
 from data.encoding import TableEncoding
 from data.table import RowGroup
 from data.types import is_list
-from vae.posteriors import DiagonalGaussian
+from vae.posteriors import Posterior
 from workflows.file_actor import Chunk, FileActor
 from workflows.generation import readable_schema
 
@@ -76,7 +76,7 @@ class Imputer(FileActor):
 
         Numbers are E_q[E[x|z]], estimated with NUM_SAMPLES samples; the rest is the most probable value at the mean of q.
         """
-        q_z: DiagonalGaussian = self.model.posterior(chunk.rows)
+        q_z: Posterior = self.model.posterior(chunk.rows)
         generator = torch.Generator().manual_seed(chunk.first_row % 2**32)
         told = self.model.condition(chunk.rows)
         values = self.split(self.model.likelihood(q_z.mean, told).fields, lambda cells: cells.mean)

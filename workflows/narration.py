@@ -11,6 +11,7 @@ from workflows.config import TrainConfig
 from workflows.errors import logger
 from workflows.mailbox import Message
 from workflows.metrics_log import MetricsLog
+from workflows.scoring import score_of
 
 # Where standard error is no terminal, lines within an epoch come this often.
 LINE_S = 30.0
@@ -82,7 +83,10 @@ class Narrator:
             )
         if validation is not None:
             self.look_for_trouble(
-                int(entry["epoch"]), validation, entry["validation/kl_nats_per_row"], int(entry["validation/active_units"])
+                int(entry["epoch"]),
+                score_of(entry) or 0.0,
+                entry["validation/kl_nats_per_row"],
+                int(entry["validation/active_units"]),
             )
 
     def look_for_trouble(self, epoch: int, elbo: float, kl: float, active_units: int) -> None:

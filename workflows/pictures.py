@@ -48,7 +48,8 @@ def save_training_pictures(
     generator = torch.Generator().manual_seed(0)
     condition = model.condition(encoded)
     num_drawn = 4 * IMAGES_PER_ROW if condition is None else min(4 * IMAGES_PER_ROW, encoded.num_rows)
-    drawn = model.likelihood(model.prior.sample(num_drawn, generator), None if condition is None else condition[:num_drawn])
+    told = None if condition is None else condition[:num_drawn]
+    drawn = model.likelihood(model.latent_prior(told).sample(num_drawn, generator), told)
     reconstructed = model.likelihood(z_mean, condition)
     given = "" if condition is None else " and the sample's conditions"
     for field in encoding.fields:

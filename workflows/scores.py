@@ -19,7 +19,7 @@ from data.decoding import storable
 from data.encoding import TableEncoding
 from vae.evidence import log_mean_exp, log_weights, surprisal
 from vae.model import VAE
-from vae.posteriors import DiagonalGaussian
+from vae.posteriors import Posterior
 from vae.rows import Rows
 
 ELBO_SAMPLES = 8
@@ -43,20 +43,20 @@ class Scorer:
         q_z = self.model.posterior(rows)
         return [array for compute in self.compute for array in compute(self, rows, q_z, first_row)]
 
-    def mean(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def mean(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         yield vectors(q_z.mean)
 
-    def scale(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def scale(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         yield vectors(q_z.scale)
 
-    def elbo(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def elbo(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         yield pa.array(log_weights(self.model, rows, q_z, ELBO_SAMPLES, noise(first_row)).double().mean(0).cpu().numpy())
 
-    def log_evidence_bound(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def log_evidence_bound(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         log_w = log_weights(self.model, rows, q_z, self.num_importance_samples, noise(first_row))
         yield pa.array(log_mean_exp(log_w.double()).cpu().numpy())
 
-    def reconstruction(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def reconstruction(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         fields = self.model.likelihood(q_z.mean, self.model.condition(rows)).fields
         cells = self.encoding.split({name: distribution.mean.cpu().numpy() for name, distribution in fields.items()})
         there = np.ones(rows.num_rows, np.bool_)
@@ -65,7 +65,7 @@ class Scorer:
             [self.encoding.decode_column(kind.name, cells[kind.name], there, kind.type) for kind in kinds], fields=kinds
         )
 
-    def anomaly(self, rows: Rows, q_z: DiagonalGaussian, first_row: int) -> Iterator[pa.Array]:
+    def anomaly(self, rows: Rows, q_z: Posterior, first_row: int) -> Iterator[pa.Array]:
         """Yields -ELBO, and the columns whose surprisal exceeds most what rows of the model have, with the excess; all in nats."""
         yield pa.array(-log_weights(self.model, rows, q_z, ELBO_SAMPLES, noise(first_row)).double().mean(0).cpu().numpy())
         excess = self.by_column(surprisal(self.model, rows, q_z, ELBO_SAMPLES, noise(first_row))) - self.expected
@@ -86,9 +86,9 @@ class Scorer:
             return np.zeros(len(self.encoding.field_columns))
         drawn = draw_conditions(self.encoding, self.marginals, REFERENCE_ROWS, np.random.default_rng(0), null_pattern=True)
         told = Rows.from_arrays(encode_conditions(self.encoding, drawn), self.model.device)
-        cells = self.model.generate(REFERENCE_ROWS, noise(0), self.model.condition(told))
-        valid = {name: torch.ones(REFERENCE_ROWS, 1, dtype=torch.bool, device=self.model.device) for name in cells}
-        rows = Rows(cells | told.values, valid | told.valid, torch.zeros(REFERENCE_ROWS, device=self.model.device))
+        made = self.model.generate(REFERENCE_ROWS, noise(0), self.model.condition(told))
+        valid = {name: torch.ones_like(flags) for name, flags in made.valid.items()}
+        rows = Rows(made.values | told.values, valid | told.valid, made.log_jacobian)
         columns: NDArray[np.float64] = self.by_column(surprisal(self.model, rows, self.model.posterior(rows), 1, noise(0))).mean(0)
         return columns
 
@@ -106,7 +106,7 @@ class Scorer:
         return np.concatenate(columns, 1)
 
 
-Compute = Callable[[Scorer, Rows, DiagonalGaussian, int], Iterator[pa.Array]]
+Compute = Callable[[Scorer, Rows, Posterior, int], Iterator[pa.Array]]
 COMPUTE: dict[str, Compute] = {
     "mean": Scorer.mean,
     "scale": Scorer.scale,

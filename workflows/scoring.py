@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,19 +10,21 @@ from torch import Tensor
 
 from data.plan import Plan
 from vae.model import VAE
+from workflows.checkpoint import NUM_SUMS
 from workflows.feed import SideRows, evaluation_chunks
 
 # A latent dimension is active where its posterior mean varies over rows by more than this (Burda, Grosse, Salakhutdinov 2016, 5.2).
 ACTIVE_VARIANCE = 0.01
+NULL_PATTERN = "null_pattern_log_likelihood_nats_per_row"
 
 
 @torch.no_grad()
 def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: int) -> Tensor:
-    """Returns, for every logical shard, sums over the rows of it that are held, [V, 4 + 2 L] in float64; 0 for other workers' shards.
+    """Returns, for every logical shard, sums over its rows, [V, NUM_SUMS + 2 L] in float64; 0 for shards that are not held.
 
-    Their number, their ELBO, its two parts, the posterior means and their squares.
+    Their number, their bound and its parts, the posterior means and their squares.
     """
-    sums = torch.zeros(plan.num_shards, 4 + 2 * model.latent_dim, dtype=torch.float64, device=model.device)
+    sums = torch.zeros(plan.num_shards, NUM_SUMS + 2 * model.latent_dim, dtype=torch.float64, device=model.device)
     for shard, chunk, noise in evaluation_chunks(plan, rows, side, num_samples, model):
         q_z = model.posterior(chunk)
         bound = model.evaluate_elbo(chunk, noise, q_z)
@@ -31,16 +34,23 @@ def shard_sums(model: VAE, plan: Plan, rows: SideRows, side: int, num_samples: i
     return sums
 
 
-def scores(sums: Tensor, latent_dim: int) -> dict[str, Any]:
+def scores(sums: Tensor, model: VAE) -> dict[str, Any]:
     """Returns row-weighted means, and the number of active latent dimensions, from the sums of all shards."""
-    num_rows, *means = sums.sum(0).tolist()
-    means = [total / num_rows for total in means]
-    squares = zip(means[3 : 3 + latent_dim], means[3 + latent_dim :], strict=True)
+    num_rows, *totals = sums.sum(0).tolist()
+    means = [total / num_rows for total in totals]
+    bound, moments = means[: NUM_SUMS - 1], means[NUM_SUMS - 1 :]
+    squares = zip(moments[: model.latent_dim], moments[model.latent_dim :], strict=True)
     active_units = sum(square - mean**2 > ACTIVE_VARIANCE for mean, square in squares)
-    return metrics(means[:3]) | {"num_rows": int(num_rows), "active_units": active_units}
+    return metrics(bound, model) | {"num_rows": int(num_rows), "active_units": active_units}
 
 
-def metrics(means: list[float]) -> dict[str, Any]:
-    """Returns the means of the ELBO and its two parts by name, in nats per row."""
-    names = ("elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row")
-    return dict(zip(names, means, strict=True))
+def score_of(found: Mapping[str, float], side: str = "validation") -> float | None:
+    """Returns what runs and epochs are compared by, from the metrics of a side: the bound of all that is modelled; None without rows."""
+    elbo = found.get(f"{side}/elbo_nats_per_row")
+    return None if elbo is None else elbo + found.get(f"{side}/{NULL_PATTERN}", 0.0)
+
+
+def metrics(means: list[float], model: VAE) -> dict[str, Any]:
+    """Returns the means of the ELBO and its two parts, and of the null pattern's bound where it is modelled, by name."""
+    names = ["elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row", *([NULL_PATTERN] if model.flags else [])]
+    return dict(zip(names, means, strict=False))

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vae.model import VAE
+from vae.objective import Loss
 from vae.rows import Rows
-from workflows.checkpoint import Progress
+from workflows.checkpoint import NUM_SUMS, Progress
 from workflows.config import RunConfig, TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 
@@ -26,7 +26,7 @@ MAX_COLUMNS_SHOWN = 8
 
 
 def take_step(
-    model: nn.Module,
+    loss: nn.Module,
     optimizer: Optimizer,
     rows: Rows,
     noise: Tensor,
@@ -36,23 +36,23 @@ def take_step(
     precision: str,
     number: int,
 ) -> Tensor:
-    """Takes optimiser step `number`; returns the number of rows and the sums of the ELBO and its two parts over them, [4].
+    """Takes optimiser step `number`; returns the number of rows and the sums of the plain bound and its parts over them, [NUM_SUMS].
 
-    weight: of a row in the loss, 1 / (rows of the step over all workers) times the number of workers.
+    loss: a vae.objective.Loss, or what wraps one; noise [B, L], or [B, K, L] of K samples; beta: the KL's weight.
+    weight: of a row in what is minimised, 1 / (rows of the step over all workers) times the number of workers.
     """
     with autocast(rows.device, precision):
-        bound = model(rows, noise)
-    loss = -weight * (bound.expected_log_likelihood - beta * bound.kl).sum()
-    optimizer.backward(loss)
+        minimised, bound = loss(rows, noise, beta)
+    optimizer.backward(weight * minimised)
     optimizer.step(learning_rate, number)
-    elbo, log_likelihood, kl = (part.detach().double().sum() for part in bound)
-    return torch.stack([torch.full_like(elbo, rows.num_rows), elbo, log_likelihood, kl])
+    sums = [part.detach().double().sum() for part in bound]
+    return torch.stack([torch.full_like(sums[0], rows.num_rows), *sums])
 
 
-def compiled(model: VAE) -> nn.Module:
-    """Returns the model compiled; on a GPU its forward and backward passes are captured and replayed whole (CUDA graphs)."""
-    mode = "reduce-overhead" if model.device.type == "cuda" else None
-    return torch.compile(model, mode=mode)  # type: ignore[return-value]
+def compiled(loss: Loss) -> nn.Module:
+    """Returns the loss compiled; on a GPU its forward and backward passes are captured and replayed whole (CUDA graphs)."""
+    mode = "reduce-overhead" if loss.model.device.type == "cuda" else None
+    return torch.compile(loss, mode=mode)  # type: ignore[return-value]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -107,7 +107,7 @@ class Ledger:
         if dist.is_initialized():
             dist.all_reduce(told)
         *steps, elapsed_s, checkpoint, stopping, in_row, num_skipped, first_nonfinite = told.tolist()
-        metrics = self._add(progress, torch.tensor(steps, dtype=torch.float64).reshape(-1, 4).tolist())
+        metrics = self._add(progress, torch.tensor(steps, dtype=torch.float64).reshape(-1, NUM_SUMS).tolist())
         progress.elapsed_s += elapsed_s
         progress.epoch_s += elapsed_s
         progress.num_skipped_steps = int(num_skipped)
@@ -130,15 +130,15 @@ class Ledger:
                 progress.sums = [a + b for a, b in zip(progress.sums, sums, strict=True)]
                 progress.interval_sums = [a + b for a, b in zip(progress.interval_sums, sums, strict=True)]
             if number % self.run.log_interval_steps == 0:
-                num_rows, elbo, _, kl = progress.interval_sums
+                num_rows, elbo, _, kl, _ = progress.interval_sums
                 if num_rows:
                     means = {"train_steps/elbo_nats_per_row": elbo / num_rows, "train_steps/kl_nats_per_row": kl / num_rows}
                     messages.append({"kind": "steps", "step": number, "metrics": means})
-                progress.interval_sums = [0.0] * 4
+                progress.interval_sums = [0.0] * NUM_SUMS
         return messages
 
     def _status(self, progress: Progress) -> dict[str, Any]:
-        num_rows, elbo, _, kl = progress.sums
+        num_rows, elbo, _, kl, _ = progress.sums
         means = {"elbo": elbo / num_rows, "kl": kl / num_rows} if num_rows else {}
         rate = {
             "rows_per_s": num_rows / max(progress.epoch_s, 1e-9),

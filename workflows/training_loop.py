@@ -19,21 +19,22 @@ import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train.torch import get_device, prepare_model
-from torch import nn
+from torch import Tensor, nn
 
 from data.plan import Plan, shard_bounds, shards_of_rank
 from data.shard import PLACE, Layout, ResidentRows, fill_resident
 from data.split import TRAIN, VALIDATION
 from data.stream import Stream
 from vae.model import VAE
+from vae.objective import Loss, Objective
 from vae.rows import Rows
-from workflows.checkpoint import Checkpoints, Progress, TrainingState
+from workflows.checkpoint import NUM_SUMS, Checkpoints, Progress, TrainingState
 from workflows.config import ObjectiveConfig, RunConfig, TrainingConfig
 from workflows.errors import ComputationError
 from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
 from workflows.mailbox import Line, Message
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
-from workflows.scoring import metrics, scores, shard_sums
+from workflows.scoring import metrics, score_of, scores, shard_sums
 from workflows.steps import Ledger, Settled, compiled, describe_batch, take_step
 
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
@@ -108,13 +109,13 @@ def train_worker(config: dict[str, Any]) -> None:
 def train(state: TrainingState, worker: Worker) -> None:
     task, progress = worker.task, state.progress
     sides = open_rows(worker)
-    forward = compiled(state.model) if task.training.compile else state.model
-    model = prepare_model(forward, parallel_strategy_kwargs=ONE_BUCKET)
+    loss = Loss(state.model, objective_of(task.objective), sum_over_workers)
+    loss = prepare_model(compiled(loss) if task.training.compile else loss, parallel_strategy_kwargs=ONE_BUCKET)
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
     started = {"kind": "started", "step": progress.step, "epoch": progress.epoch, "workers": worker.world_size}
     worker.tell(progress.step, started, *progress.unkept)
     while not is_last(progress, task.training, num_steps):
-        if train_epoch(model, state, worker, sides[TRAIN], num_steps) == "stop":
+        if train_epoch(loss, state, worker, sides[TRAIN], num_steps) == "stop":
             worker.save(state)
             worker.tell(progress.step, {"kind": "stopped"})
             return
@@ -127,6 +128,17 @@ def train(state: TrainingState, worker: Worker) -> None:
         progress.scores[name] = evaluate(state.model, worker, sides.get(side), side, num_samples)
     progress.finished = True
     worker.save(state)
+
+
+def objective_of(config: ObjectiveConfig) -> Objective:
+    return Objective(config.kind, config.num_importance_samples, config.free_bits, config.doubly_reparameterised)
+
+
+def sum_over_workers(own: Tensor) -> Tensor:
+    """Returns the sum of every worker's tensor, the same everywhere."""
+    if dist.is_initialized():
+        dist.all_reduce(own)
+    return own
 
 
 def start_state(worker: Worker) -> TrainingState:
@@ -187,19 +199,20 @@ def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> boo
     return progress.epoch >= training.num_epochs or progress.step >= num_steps or stale or (late and progress.position == 0)
 
 
-def train_epoch(model: nn.Module, state: TrainingState, worker: Worker, side_rows: SideRows, num_steps: int) -> str:
+def train_epoch(loss: nn.Module, state: TrainingState, worker: Worker, side_rows: SideRows, num_steps: int) -> str:
     """Takes the epoch's steps that are left; returns why it ended: "end" of the epoch, steps or time, or "stop"."""
     task, progress = worker.task, state.progress
     ledger = Ledger(task.training, task.run, num_steps, worker.rank == 0)
-    model.train()
-    stretches = training_stretches(task.plan, side_rows, progress.epoch, progress.position, state.model, worker.world_size)
+    loss.train()
+    num_samples = objective_of(task.objective).num_samples
+    stretches = training_stretches(task.plan, side_rows, progress.epoch, progress.position, state.model, worker.world_size, num_samples)
     for stretch, rows, noise in stretches:
         for number, step in enumerate(stretch.steps):
             begin, end = stretch.offsets[number : number + 2].tolist()
             settings = task.objective.beta_at(progress.step), task.training.learning_rate_at(progress.step, num_steps)
             weight = worker.world_size / step.num_rows  # DDP averages gradients over workers
             taken = take_step(
-                model, state.optimizer, rows.slice(begin, end), noise[begin:end], weight, *settings, ledger.precision, progress.step
+                loss, state.optimizer, rows.slice(begin, end), noise[begin:end], weight, *settings, ledger.precision, progress.step
             )
             ledger.note(taken)
             progress.step += 1
@@ -253,7 +266,7 @@ def evaluate(model: VAE, worker: Worker, rows: SideRows | None, side: int, num_s
     sums = shard_sums(model, worker.task.plan, rows, side, num_samples)
     if dist.is_initialized():
         dist.all_reduce(sums)
-    return scores(sums, model.latent_dim)
+    return scores(sums, model)
 
 
 def system_metrics(device: torch.device) -> dict[str, float]:
@@ -269,12 +282,13 @@ def finish_epoch(state: TrainingState, validation: dict[str, Any]) -> dict[str, 
     """Notes the epoch's metrics, which it returns, and keeps its weights where they are the best (without validation rows: the last)."""
     progress = state.progress
     num_rows, *sums = progress.sums
-    training = metrics([total / num_rows for total in sums]) if num_rows else {}
+    training = metrics([total / num_rows for total in sums], state.model) if num_rows else {}
     training |= {"rows_per_s": num_rows / max(progress.epoch_s, 1e-9), "skipped_steps": progress.num_skipped_steps}
     entry = {f"train/{name}": value for name, value in training.items()}
     if validation["num_rows"]:
         entry |= {f"validation/{name}": value for name, value in validation.items() if name != "num_rows"}
-        elbo = validation["elbo_nats_per_row"]
+        elbo = score_of(entry)
+        assert elbo is not None
         better = math.isfinite(elbo) and (progress.best_elbo is None or elbo > progress.best_elbo)
     else:
         elbo, better = None, True
@@ -283,5 +297,5 @@ def finish_epoch(state: TrainingState, validation: dict[str, Any]) -> dict[str, 
         state.keep_as_best()
     entry = {"epoch": progress.epoch, "step": progress.step, **entry, **system_metrics(state.model.device)}
     progress.history.append(entry)
-    progress.epoch, progress.position, progress.sums, progress.epoch_s = progress.epoch + 1, 0, [0.0] * 4, 0.0
+    progress.epoch, progress.position, progress.sums, progress.epoch_s = progress.epoch + 1, 0, [0.0] * NUM_SUMS, 0.0
     return entry

@@ -21,6 +21,7 @@ from workflows.config import TrainConfig
 from workflows.errors import ComputationError
 from workflows.mailbox import Message
 from workflows.runs import Run
+from workflows.scoring import score_of
 from workflows.training import Prepared, fit
 
 # How a trial ended, and what MLflow calls it. ASHA stopped it; or its training failed, which is the trial's fault and not the search's.
@@ -71,8 +72,8 @@ class Trial:
 
 def measured(entry: dict[str, float]) -> float:
     """Returns the ELBO of an epoch's metrics that trials are compared by: over the validation rows, where there are some."""
-    elbo = entry.get("validation/elbo_nats_per_row", entry.get("train/elbo_nats_per_row", NO_ELBO))
-    return elbo if math.isfinite(elbo) else NO_ELBO
+    found = [score for side in ("validation", "train") if (score := score_of(entry, side)) is not None]
+    return found[0] if found and math.isfinite(found[0]) else NO_ELBO
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def test_a_loaded_model_gives_the_same_numbers_bit_for_bit(tmp_path: Path) -> No
     for loaded, expected in zip(bundle.model.evaluate_elbo(rows(), noise), original.evaluate_elbo(rows(), noise), strict=True):
         assert torch.equal(loaded, expected)
     generated = [vae.generate(5, torch.Generator().manual_seed(3)) for vae in (bundle.model, original)]
-    for name, cells in generated[0].items():
-        assert torch.equal(cells, generated[1][name])
+    for name, cells in generated[0].values.items():
+        assert torch.equal(cells, generated[1].values[name])
 
 
 def test_a_bundle_is_four_files_and_its_sha256_is_that_of_the_manifest(tmp_path: Path) -> None:

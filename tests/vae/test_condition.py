@@ -92,7 +92,7 @@ def analytic_elbo(model: VAE, rows: Rows) -> Tensor:
     assert isinstance(weight, Tensor)
     precision = torch.exp(-2 * dict(model.named_parameters())["likelihoods.vector_0.log_scale"])
     spread = 0.5 * precision * (q_z.scale.square() * weight[:, :LATENT_DIM].square().sum(0)).sum(-1)
-    return model.likelihood(q_z.mean, model.condition(rows)).log_prob(rows) - spread - q_z.kl(model.prior)
+    return model.likelihood(q_z.mean, model.condition(rows)).log_prob(rows) - spread - q_z.kl(model.latent_prior())
 
 
 def test_with_the_exact_posterior_the_bound_is_the_conditional_density_without_noise() -> None:
@@ -225,7 +225,7 @@ def test_generated_rows_follow_their_own_condition() -> None:
     model, _, effect, ppca = exact_model()
     c = noise(20_000, NUM_CONDITIONS, seed=9)
     condition = model.condition(make_rows(torch.zeros(20_000, NUM_FEATURES, dtype=torch.float64), c))
-    cells = model.generate(20_000, torch.Generator().manual_seed(0), condition)
+    cells = model.generate(20_000, torch.Generator().manual_seed(0), condition).values
     assert list(cells) == ["vector_0"]
     residuals = cells["vector_0"] - c @ effect.mT - ppca.mean
     assert residuals.mean(0).abs().max() < 0.1

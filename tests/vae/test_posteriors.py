@@ -98,7 +98,7 @@ def test_rsample_passes_gradients_to_mean_and_scale(table: tuple[Tensor, Tensor,
 
 
 def test_encoder_outputs_are_means_and_then_bounded_log_scales() -> None:
-    q_z = DiagonalGaussian.from_outputs(torch.tensor([[1e6, -3.0, 1e6, -1e6], [0.5, 2.0, 0.1, -0.2]], dtype=torch.float64))
+    q_z = DiagonalGaussian.from_outputs(torch.tensor([[1e6, -3.0, 1e6, -1e6], [0.5, 2.0, 0.1, -0.2]], dtype=torch.float64), 2)
     assert_equal(q_z.mean, torch.tensor([[1e6, -3.0], [0.5, 2.0]], dtype=torch.float64))
     assert_equal(q_z.log_scale, torch.tensor([[MAX_LOG_SCALE, MIN_LOG_SCALE], [0.1, -0.2]], dtype=torch.float64))
     assert_equal(q_z.scale, q_z.log_scale.exp())

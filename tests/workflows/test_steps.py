@@ -15,6 +15,7 @@ from torch import Tensor
 from data.encoding import Arrays
 from data.plan import Plan, Window, shard_bounds, shards_of_rank
 from vae.model import VAE
+from vae.objective import Loss, Objective
 from vae.rows import Rows
 from workflows.checkpoint import Progress, TrainingState
 from workflows.config import RunConfig, TrainingConfig
@@ -145,10 +146,10 @@ def test_the_score_is_that_of_one_process_in_float64(plan: Plan, num_workers: in
     sums = [shard_sums(model, plan, holding_of(rows, plan, rank, num_workers), 1, num_samples) for rank in range(num_workers)]
     whole = shard_sums(model, plan, holding_of(rows, plan, 0, 1), 1, num_samples)
     assert torch.equal(torch.stack(sums).sum(0), whole)
-    found = scores(whole, LATENT_DIM)
+    found = scores(whole, model)
     assert found["num_rows"] == plan.num_rows
     with torch.no_grad():
-        kl = float(model.posterior(rows).kl(model.prior).mean())
+        kl = float(model.posterior(rows).kl(model.latent_prior()).mean())
         variance = model.posterior(rows).mean.var(0, correction=0)
     assert found["kl_nats_per_row"] == pytest.approx(kl, rel=1e-9)
     assert found["active_units"] == int((variance > 0.01).sum())
@@ -159,13 +160,14 @@ def test_the_score_is_that_of_one_process_in_float64(plan: Plan, num_workers: in
 def train_alone(plan: Plan, training: TrainingConfig, settle_after: int | None = None) -> tuple[VAE, Progress, list[dict[str, Any]]]:
     """Trains one epoch in this process; settles after so many steps, or as the ledger likes; returns what it told."""
     model = small_model()
+    loss = Loss(model, Objective())
     optimizer, progress, told = Optimizer(model, training), Progress(), []
     ledger = Ledger(training, RunConfig(log_interval_steps=3), plan.num_steps_with_rows, True)
     for stretch, rows, noise in training_stretches(plan, holding_of(rows_of(plan.num_rows), plan, 0, 1), 0, 0, model):
         for number, step in enumerate(stretch.steps):
             part = slice(*stretch.offsets[number : number + 2].tolist())
             batch = rows.slice(part.start, part.stop)
-            ledger.note(take_step(model, optimizer, batch, noise[part], 1 / step.num_rows, 1.0, 1e-2, "float64", progress.step))
+            ledger.note(take_step(loss, optimizer, batch, noise[part], 1 / step.num_rows, 1.0, 1e-2, "float64", progress.step))
             progress.step += 1
             due = ledger.is_due if settle_after is None else progress.step % settle_after == 0
             if due or number + 1 == len(stretch.steps):
@@ -187,11 +189,12 @@ def test_a_compiled_model_has_the_same_bound_and_gradients(name: str) -> None:
     values = torch.randint(0, 2, (12, 3)).double() if name != "categorical" else torch.randint(0, 2, (12, 3))
     rows = Rows({"x": values}, {"x": torch.rand(12, 3) > 0.2}, torch.zeros(12, dtype=torch.float64))
     found = []
-    for forward in (model, compiled(model)):
+    loss = Loss(model, Objective())
+    for forward in (loss, compiled(loss)):
         for num_rows in (12, 7):  # a last batch is smaller
             model.zero_grad()
-            bound = forward(rows.slice(0, num_rows), torch.ones(num_rows, LATENT_DIM, dtype=torch.float64))
-            bound.elbo.sum().backward()
+            minimised, bound = forward(rows.slice(0, num_rows), torch.ones(num_rows, LATENT_DIM, dtype=torch.float64), 1.0)
+            minimised.backward()
             found.append([bound.elbo.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     torch.testing.assert_close(found[2:], found[:2], rtol=1e-9, atol=1e-9)
 

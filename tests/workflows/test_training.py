@@ -17,6 +17,9 @@ from tests.running import Outcome, Trained, run_job
 SMALL = ("--model.hidden_dims", "[32]", "--model.latent_dim", "4", "--training.learning_rate", "3e-3")
 
 
+GOOD = pa.table({"id": [1, 2, 3, 4], "x": [0.5, 1.5, 2.5, 9.5]})
+
+
 def train(folder: Path, address: str, *options: object) -> Outcome:
     return run_job(folder, "train.py", *SMALL, "--cluster.address", address, *options)
 
@@ -147,22 +150,31 @@ def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Tra
     assert (result["train"]["num_rows"], result["validation"]["num_rows"]) == (599, 599)
 
 
-def test_bad_rows_are_named_by_file_and_column_with_code_65(ray_address: str, tmp_path: Path) -> None:
-    good = pa.table({"id": [1, 2, 3, 4], "x": [0.5, 1.5, 2.5, 9.5]})
-    pq.write_table(good, tmp_path / "a.parquet")
-    other = good.set_column(0, "id", pa.array([11, 12, 13, 14]))
-    for column, values, said in (
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
         ("x", [0.5, float("inf"), 1.0, 2.0], "column 'x' has 1 NaN or infinite values, the first in"),
-        ("id", [11, None, 13, 14], "b.parquet: column 'id' is the key and has nulls (in rows 1"),
-        ("id", [11, 12, 13, 4], "column 'id' is the key, and 1 rows repeat one that another row has"),
-    ):
-        bad = other.set_column(good.schema.get_field_index(column), column, pa.array(values, good.schema.field(column).type))
-        pq.write_table(bad, tmp_path / "b.parquet")
-        ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.key", "id", "--data.validation_fraction", 0)
-        assert ended.code == 65, ended.stderr
-        assert said in ended.stderr
-        assert "b.parquet" in ended.stderr
-    pq.write_table(good.set_column(0, "id", pa.array([-1, 12, 13, 14])), tmp_path / "b.parquet")
+        pytest.param("id", [11, None, 13, 14], "column 'id' is the key and has nulls (in rows 1", marks=pytest.mark.slow),
+        pytest.param("id", [11, 12, 13, 4], "column 'id' is the key, and 1 rows repeat one that another row has", marks=pytest.mark.slow),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_column_with_code_65(
+    column: str, values: list[Any], said: str, ray_address: str, tmp_path: Path
+) -> None:
+    pq.write_table(GOOD, tmp_path / "a.parquet")
+    other = GOOD.set_column(0, "id", pa.array([11, 12, 13, 14]))
+    bad = other.set_column(GOOD.schema.get_field_index(column), column, pa.array(values, GOOD.schema.field(column).type))
+    pq.write_table(bad, tmp_path / "b.parquet")
+    ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.key", "id", "--data.validation_fraction", 0)
+    assert ended.code == 65, ended.stderr
+    assert said in ended.stderr
+    assert "b.parquet" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_kind_that_the_values_cannot_have_is_refused_with_code_2(ray_address: str, tmp_path: Path) -> None:
+    pq.write_table(GOOD, tmp_path / "a.parquet")
+    pq.write_table(GOOD.set_column(0, "id", pa.array([-1, 12, 13, 14])), tmp_path / "b.parquet")
     wish = json.dumps({"id": {"kind": "count"}})
     ended = train(tmp_path, ray_address, "--data.path", tmp_path / "*.parquet", "--data.columns", wish)
     assert (ended.code, "data.columns.id.kind is 'count', but its values go down to -1" in ended.stderr) == (2, True)
