@@ -51,6 +51,11 @@ class Interval(NamedTuple):
         inverse = torch.exp(-log_scale)
         return self._replace(middle=residual(self.middle, location) * inverse, half_width=self.half_width * inverse)
 
+    def unsqueezed(self, dim: int) -> Interval:
+        """Returns the intervals with a dimension before which distributions may differ, [B, 1, D] for dim -2."""
+        parts = (part.unsqueeze(dim) if part.dim() >= -dim else part for part in self)
+        return Interval(*parts)
+
     def at(self, cells: Tensor) -> Interval:
         """Returns the intervals of the cells that a mask [.., B, D] picks, [n]."""
         return Interval(*(part.expand(cells.shape)[cells] for part in self))

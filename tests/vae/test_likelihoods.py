@@ -14,20 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from vae.likelihoods import (
-    MAX_LOG_SCALE,
-    MIN_LOG_SCALE,
-    Bernoulli,
-    BernoulliCells,
-    Categorical,
-    CategoricalCells,
-    CellDistribution,
-    DiscretisedGaussian,
-    Gaussian,
-    Likelihood,
-    WarpedDiscretisedGaussian,
-    asinh_step,
-)
+from vae.bernoulli import Bernoulli, BernoulliCells
+from vae.categories import Categorical, CategoricalCells
+from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood
+from vae.continuous import Gaussian
+from vae.discretised import DiscretisedGaussian, WarpedDiscretisedGaussian
+from vae.grids import asinh_step
 from vae.normal_mass import NARROW, Interval, log_ndtr, log_normal_mass, sum_log_mass
 
 some_examples = settings(max_examples=60, deadline=None)
@@ -248,7 +240,7 @@ SUM_LOG_SCALES = [-9.0, MIN_LOG_SCALE, -4.0, -1.0, 0.0, 0.43, 0.46, 1.0, 2.0, MA
 
 
 def test_the_scales_of_the_sums_below_use_both_branches() -> None:
-    widths = [float(bytes_field().half_width) * math.exp(-log_scale) for log_scale in SUM_LOG_SCALES]
+    widths = [float(bytes_field().grid.half_width) * math.exp(-log_scale) for log_scale in SUM_LOG_SCALES]
     assert {width < 0.5 * NARROW for width in widths} == {True, False}
 
 
@@ -329,8 +321,8 @@ def test_the_half_width_of_an_integers_interval_is_exact_to_the_error_that_its_d
     k: int, width: float, dtype: torch.dtype
 ) -> None:
     field = warped_field(-LARGEST, LARGEST, width).to(dtype)
-    over = field.width.item()
-    half_width = field.interval(stored([k], over).to(dtype))[1]
+    over = field.grid.width.item()
+    half_width = field.grid.interval(stored([k], over).to(dtype))[1]
     with mpmath.workdps(60):
         half = mpmath.mpf(1) / 2
         exact = float((mpmath.asinh((k + half) / over) - mpmath.asinh((k - half) / over)) / 2.5)
@@ -369,7 +361,7 @@ def test_the_probabilities_of_any_support_sum_to_one_after_the_warp(
 ) -> None:
     field = warped_field(lower, lower + num_values - 1, width, mean, scale)
     with_log_scale(field, log_scale)
-    held = [float(number) for number in (field.width, field.mean, field.scale)]  # in float32
+    held = [float(number) for number in (field.grid.width, field.grid.mean, field.grid.scale)]  # in float32
     values = stored(range(lower, lower + num_values), *held)
     assert total_mass(field, values, location, torch.float64) == pytest.approx(1, abs=1e-9)
 
@@ -416,7 +408,7 @@ def float32_errors(integers: list[int], width: float, distance: float, log_scale
     """Errors of log P, stored and computed in float32 against float64 throughout, `distance` standard deviations out: [V, 1]."""
     mean, scale = 0.3 + math.asinh(3000 / width), 1.7  # which float32 rounds, too
     exact, rounded = (warped_field(0, LARGEST, width, mean, scale).to(dtype) for dtype in (torch.float64, torch.float32))
-    exact.mean[:], exact.scale[:], exact.width[:] = mean, scale, width
+    exact.grid.mean[:], exact.grid.scale[:], exact.grid.width[:] = mean, scale, width
     for field in (exact, rounded):
         with_log_scale(field, log_scale)
     values = stored(integers, width, mean, scale)
@@ -440,7 +432,7 @@ def test_where_float32_misses_an_integer_it_takes_a_near_one_of_about_the_same_m
     field = warped_field(0, LARGEST, width)
 
     def misses(integers: Sequence[int]) -> Tensor:
-        found = torch.round(field.width * torch.sinh(stored(integers, width).float() * field.scale + field.mean)).double()
+        found = torch.round(field.grid.width * torch.sinh(stored(integers, width).float() * field.grid.scale + field.grid.mean)).double()
         return (found / column(integers) - 1).abs()
 
     assert (misses(range(1, 2**18, 7)) == 0).all()
@@ -476,7 +468,7 @@ def test_an_integer_is_not_taken_for_the_end_near_it_if_float32_stores_another_n
     field = warped_field(-5_000_000, 5_000_000, width=1e6).to(dtype)
     low, high = range(-5_000_000, -4_999_960), range(5_000_000, 4_999_960, -1)
     for integers, at_end in ((low, 2), (high, 3)):
-        marks = field.interval(stored(integers, width=1e6).float())[at_end][:, 0].tolist()
+        marks = field.grid.interval(stored(integers, width=1e6).float())[at_end][:, 0].tolist()
         assert marks[0]
         assert not any(marks[3:])  # the next two may round to the same
 
@@ -677,8 +669,8 @@ def test_standardised_integers_are_drawn_as_often_as_they_are_probable(location:
     with_log_scale(field, log_scale)
     drawn = draw(field, [location])
     assert drawn.dtype == torch.float32
-    assert (drawn >= field.lower).all()
-    assert (drawn <= field.upper).all()
+    assert (drawn >= field.grid.lower).all()
+    assert (drawn <= field.grid.upper).all()
     integers = (drawn.double() * 1.9 + 0.7).round()  # as data/ decodes them
     masses = field(torch.tensor([[location]])).log_prob((column(range(-3, 6), torch.float32) - 0.7) / 1.9).exp()[:, 0]
     assert_frequencies(integers + 3, masses.detach())
@@ -754,7 +746,7 @@ def test_draws_stay_in_range_whatever_the_decoder_says(extreme: float) -> None:
     edge = 255 if extreme > 0 else 0
     assert (draw(bytes_field(), [extreme]) == edge).all()
     field = integer_field(-3, 5, 0.7, 1.9)
-    assert (draw(field, [extreme]) == (field.upper if extreme > 0 else field.lower)).all()
+    assert (draw(field, [extreme]) == (field.grid.upper if extreme > 0 else field.grid.lower)).all()
     assert (draw(warped_field(-3, 60), [extreme]) == stored([60 if extreme > 0 else -3]).float()).all()
     codes = draw(Categorical(SIZES), [extreme, -extreme] * 5 + [extreme])
     assert (codes >= 0).all()
@@ -785,6 +777,6 @@ def test_sums_of_masses_are_the_same_without_gradients_in_far_tails_too(context:
     field = DiscretisedGaussian(3, [1.0, 0.01, 2.0], [-50.0] * 3, [50.0] * 3)
     values, observed = torch.tensor([[0.0, 1.0, -2.0], [1.0, 0.0, 2.0]]), torch.tensor([[True, True, False], [True, True, True]])
     scales = torch.zeros(3)
-    with_gradients = sum_log_mass(location, scales, field.interval(values), observed)
+    with_gradients = sum_log_mass(location, scales, field.grid.interval(values), observed)
     with context():
-        assert torch.equal(sum_log_mass(location, scales, field.interval(values), observed), with_gradients)
+        assert torch.equal(sum_log_mass(location, scales, field.grid.interval(values), observed), with_gradients)

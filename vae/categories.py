@@ -1,0 +1,172 @@
+"""The likelihood of columns of categories. Shapes: S samples, B rows, C columns, K categories in all, F features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae.cells import CellDistribution, Likelihood
+from vae.normal_mass import may_look_at
+
+# A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.
+SMALLEST_SUM = 1e-20
+# Up to so many categories a column is one-hot for the encoder, above it has an embedding of so many numbers at most.
+MAX_ONE_HOT = 128
+MAX_EMBEDDING = 64
+# Elements of a block's membership matrix: up to here one product is the fastest way to all sums (1 MiB of float32).
+MAX_MEMBERSHIP = 2**18
+
+
+def embedding_size(num_categories: int) -> int:
+    """Returns how many numbers stand for a column's category: fastai's rule of thumb, 1.6 K^0.56, bounded."""
+    return min(MAX_EMBEDDING, round(1.6 * math.pow(num_categories, 0.56)))
+
+
+def blocks_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns runs of columns first..last-1 whose categories x columns are within MAX_MEMBERSHIP; a column above it is a run by itself."""
+    firsts, categories = [0], 0
+    for column, size in enumerate(sizes):
+        categories += size
+        if column > firsts[-1] and categories * (column + 1 - firsts[-1]) > MAX_MEMBERSHIP:
+            firsts.append(column)
+            categories = size
+    return list(pairwise([*firsts, len(sizes)]))
+
+
+class Block(nn.Module):
+    """Columns whose scores are normalised together: a product with the matrix that says which category is whose."""
+
+    column_of: Tensor
+    membership: Tensor
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.num_columns, self.num_categories = len(sizes), sum(sizes)
+        column_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.register_buffer("column_of", column_of, persistent=False)
+        self.register_buffer("membership", F.one_hot(column_of, len(sizes)).float(), persistent=False)
+
+    def log_normaliser(self, logits: Tensor) -> Tensor:
+        """Returns log sum exp of each column's scores, [.., B, C] from [.., B, K], all columns in one pass."""
+        if may_look_at(logits):
+            highest = logits.detach().amax(-1, keepdim=True)
+            sums = self._sums(torch.exp(logits - highest))
+            if sums.numel() == 0 or bool(sums.min() > SMALLEST_SUM):
+                return highest + torch.log(sums)
+        column_of = self.column_of.expand_as(logits)
+        empty = logits.new_full((*logits.shape[:-1], self.num_columns), -torch.inf)
+        highest = empty.scatter_reduce(-1, column_of, logits.detach(), "amax")
+        return highest + torch.log(self._sums(torch.exp(logits - highest.gather(-1, column_of))))
+
+    def _sums(self, weights: Tensor) -> Tensor:
+        with torch.autocast(weights.device.type, enabled=False):  # sums in bfloat16 would not normalise
+            return weights @ self.membership
+
+
+class CategoricalCells(CellDistribution):
+    """One categorical distribution per column; `logits` [.., B, K] holds the columns' scores side by side."""
+
+    def __init__(self, logits: Tensor, field: Categorical) -> None:
+        self.logits, self.field = logits, field
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        index = (values.to(torch.int64) + self.field.offsets).expand(*self.logits.shape[:-1], -1)
+        return self.logits.gather(-1, index) - self.log_normaliser()
+
+    def log_normaliser(self) -> Tensor:
+        """Returns log sum exp of each column's scores, [.., B, C]; its cost is linear in K."""
+        blocks = self.field.blocks()
+        if len(blocks) == 1:
+            return blocks[0].log_normaliser(self.logits)
+        parts = torch.split(self.logits, [block.num_categories for block in blocks], -1)
+        return torch.cat([block.log_normaliser(part) for block, part in zip(blocks, parts, strict=True)], -1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._codes(scores.argmax(-1) for scores in self._scores())
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Inverts each column's distribution function: one uniform number per cell."""
+        shape = (*self.logits.shape[:-1], self.field.size, 1)
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.logits.device)
+        return self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
+
+    def _scores(self) -> tuple[Tensor, ...]:
+        """Returns each column's scores, [.., B, its size]."""
+        return torch.split(self.logits, self.field.sizes, -1)
+
+    @staticmethod
+    def _codes(columns: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(columns), -1).to(torch.int32)
+
+
+def inverse_of_sums(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the first category up to which softmax(scores) [.., B, K] sums to more than `uniform` [.., B, 1] in [0, 1), [.., B].
+
+    A uniform number of float32 is 1 - 2^-24 at most, whose product with the last sum rounds to less than that sum: there is always one.
+    """
+    sums = (scores - scores.amax(-1, keepdim=True)).exp_().cumsum(-1)
+    return (sums <= uniform * sums[..., -1:]).sum(-1)
+
+
+class Categorical(Likelihood):
+    """Columns of categories, stored as codes 0..size-1; `sizes` counts each column's categories.
+
+    For the encoder a column of up to MAX_ONE_HOT categories is one-hot, and one of more an embedding, learned in the
+    submodule `embedding` under the column's number. The features of the one-hot columns come first.
+    """
+
+    offsets: Tensor
+    one_hot_offsets: Tensor
+    cell_of: Tensor
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.size = len(self.sizes)
+        self.num_outputs = sum(self.sizes)
+        self.columns = nn.ModuleList(Block(self.sizes[first:last]) for first, last in blocks_of(self.sizes))
+        self.embedded = [column for column, size in enumerate(self.sizes) if size > MAX_ONE_HOT]
+        self.one_hot = [column for column, size in enumerate(self.sizes) if size <= MAX_ONE_HOT]
+        if self.embedded:
+            embeddings = {str(column): nn.Embedding(self.sizes[column], embedding_size(self.sizes[column])) for column in self.embedded}
+            self.embedding = nn.ModuleDict(embeddings)
+        widths = torch.tensor([*(self.sizes[c] for c in self.one_hot), *(embedding_size(self.sizes[c]) for c in self.embedded)])
+        self.num_features = int(widths.sum())
+        self.num_one_hot = sum(self.sizes[column] for column in self.one_hot)
+        cell_of = torch.repeat_interleave(torch.tensor([*self.one_hot, *self.embedded]), widths)
+        self.register_buffer("cell_of", cell_of, persistent=False)
+        for name, counted in (("offsets", self.sizes), ("one_hot_offsets", [self.sizes[column] for column in self.one_hot])):
+            begins = torch.tensor(counted, dtype=torch.int64)
+            self.register_buffer(name, begins.cumsum(0) - begins, persistent=False)
+
+    def blocks(self) -> list[Block]:
+        return list(self.columns)  # type: ignore[arg-type]
+
+    def features(self, values: Tensor) -> Tensor:
+        return self.observed_features(values, torch.ones_like(values, dtype=torch.bool))
+
+    def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
+        codes, valid = torch.where(valid, values, 0).to(torch.int64), valid.expand(values.shape)
+        if not self.embedded:
+            return self._one_hot(codes, valid)
+        parts = [self._one_hot(codes[:, self.one_hot], valid[:, self.one_hot])] if self.one_hot else []
+        for column in self.embedded:
+            embedded = self.embedding[str(column)](codes[:, column])
+            parts.append(torch.where(valid[:, column, None], embedded, 0.0))
+        return torch.cat(parts, 1)
+
+    def _one_hot(self, codes: Tensor, valid: Tensor) -> Tensor:
+        one_hot = self.blocks()[0].membership.new_zeros(codes.shape[0], self.num_one_hot)
+        return one_hot.scatter_(1, codes + self.one_hot_offsets, valid.to(one_hot.dtype))
+
+    def forward(self, outputs: Tensor) -> CategoricalCells:
+        return CategoricalCells(outputs, self)
+
+    def cell_of_feature(self) -> Tensor:
+        return self.cell_of

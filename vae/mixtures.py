@@ -1,0 +1,175 @@
+"""Mixtures of logistics: densities of numbers, and masses of integers on a grid. Shapes: S samples, B rows, D cells, K components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
+from vae.grids import Grid, LinearGrid, WarpedGrid
+from vae.logistic_mass import log_logistic_density, log_logistic_mass
+
+
+class Components(NamedTuple):
+    """A mixture's parameters, [.., B, K, D] each; log_weights are normalised over K."""
+
+    log_weights: Tensor
+    location: Tensor
+    log_scale: Tensor
+
+    def mixed(self, log_probs: Tensor) -> Tensor:
+        """Returns the log of the weighted sum over components of their probabilities, [.., B, D] from [.., B, K, D]."""
+        return torch.logsumexp(self.log_weights + log_probs, -2)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected value, [.., B, D]."""
+        return (self.log_weights.exp() * self.location).sum(-2)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Returns one draw of every cell, [.., B, D]: a component, then a logistic number of it by inversion."""
+        sums = self.log_weights.exp().cumsum(-2)
+        first = sums[..., :1, :]
+        below = sums <= uniform_like(first, generator) * sums[..., -1:, :]
+        component = below.sum(-2, keepdim=True)
+        location, log_scale = self.location.gather(-2, component), self.log_scale.gather(-2, component)
+        # Float64, whose uniform numbers reach as far out as anyone looks; 0 is not one of them.
+        uniform = uniform_like(first.double(), generator).clamp_(min=2.0**-54)
+        return (location + log_scale.exp() * torch.logit(uniform).to(location.dtype)).squeeze(-2)
+
+
+class Mixture(nn.Module):
+    """Decoder outputs [.., B, 3 K D] to components, around base parameters [K, D] that the rows share.
+
+    The base is a mixture of mean 0 and variance 1, as standardised cells have, whose components start at the normal
+    quantiles of equal shares: what starts alike would stay alike.
+    """
+
+    min_log_scale: Tensor
+
+    def __init__(self, size: int, num_components: int, min_log_scale: Sequence[float]) -> None:
+        super().__init__()
+        self.shape = (3, num_components, size)
+        shares = (torch.arange(num_components, dtype=torch.float64) + 0.5) / num_components
+        location = torch.special.ndtri(shares)
+        # A logistic of scale s has the variance (pi s)^2 / 3.
+        log_scale = 0.5 * math.log(3 * (1 - float(location.square().mean()))) - math.log(math.pi)
+        self.logits = nn.Parameter(torch.zeros(num_components, size))
+        self.location = nn.Parameter(location.float()[:, None].repeat(1, size))
+        self.log_scale = nn.Parameter(torch.full((num_components, size), log_scale))
+        self.register_buffer("min_log_scale", torch.tensor(min_log_scale, dtype=torch.float32), persistent=False)
+
+    def forward(self, outputs: Tensor) -> Components:
+        logits, location, log_scale = outputs.reshape(*outputs.shape[:-1], *self.shape).unbind(-3)
+        log_scale = torch.maximum(self.log_scale + log_scale, self.min_log_scale).clamp(max=MAX_LOG_SCALE)
+        return Components(torch.log_softmax(self.logits + logits, -2), self.location + location, log_scale)
+
+
+class LogisticsCells(CellDistribution):
+    """The density of a mixture of logistics."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        _, location, log_scale = self.components
+        return self.components.mixed(log_logistic_density(values[..., None, :], location, log_scale))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.components.mean
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.components.sample(generator)
+
+
+class Logistics(Likelihood):
+    """Numbers of several modes. min_log_scale: per cell, how narrow a component may become; never below MIN_LOG_SCALE.
+
+    Where values repeat, a density grows without limit as a component closes in on one: min_log_scale is what stops it.
+    """
+
+    def __init__(self, size: int, num_components: int = 5, min_log_scale: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.size = self.num_features = size
+        self.num_outputs = 3 * num_components * size
+        lowest = [MIN_LOG_SCALE] * size if min_log_scale is None else [max(number, MIN_LOG_SCALE) for number in min_log_scale]
+        self.mixture = Mixture(size, num_components, lowest)
+
+    def forward(self, outputs: Tensor) -> LogisticsCells:
+        return LogisticsCells(self.mixture(outputs))
+
+
+class LogisticsMassCells(CellDistribution):
+    """The mass that a mixture of logistics has in the interval of each cell's value."""
+
+    def __init__(self, components: Components, grid: Grid) -> None:
+        self.components, self.grid = components, grid
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        _, location, log_scale = self.components
+        interval = self.grid.interval(values).unsqueezed(-2)
+        return self.components.mixed(log_logistic_mass(interval, location, log_scale))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mixture's mean in storage; after a warp, that of the warped number."""
+        return self.grid.to_storage(self.components.mean)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Returns stored numbers; where these lie between those of integers, each rounds (in data units) to k with probability P(k)."""
+        return self.grid.to_storage(self.components.sample(generator))
+
+
+class DiscretisedLogistics(Likelihood):
+    """Integers of several modes or with spikes: each has the mass that a mixture of logistics has in its interval of a LinearGrid."""
+
+    def __init__(
+        self,
+        size: int,
+        half_width: Sequence[float],
+        lower: Sequence[float],
+        upper: Sequence[float],
+        center: float = 0.0,
+        scale: float = 1.0,
+        storage: str = "float32",
+        num_components: int = 5,
+    ) -> None:
+        super().__init__()
+        self.size = self.num_features = size
+        self.num_outputs = 3 * num_components * size
+        self.grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
+        self.mixture = Mixture(size, num_components, self.grid.min_log_scale())
+
+    def features(self, values: Tensor) -> Tensor:
+        return self.grid.features(values)
+
+    def forward(self, outputs: Tensor) -> LogisticsMassCells:
+        return LogisticsMassCells(self.mixture(outputs), self.grid)
+
+
+class WarpedDiscretisedLogistics(Likelihood):
+    """Heavy-tailed integers of several modes or with spikes: masses of a mixture of logistics in the intervals of a WarpedGrid."""
+
+    def __init__(
+        self,
+        size: int,
+        width: Sequence[float],
+        mean: Sequence[float],
+        scale: Sequence[float],
+        lower: Sequence[float],
+        upper: Sequence[float],
+        num_components: int = 5,
+    ) -> None:
+        super().__init__()
+        self.size = self.num_features = size
+        self.num_outputs = 3 * num_components * size
+        self.grid = WarpedGrid(size, width, mean, scale, lower, upper)
+        self.mixture = Mixture(size, num_components, self.grid.min_log_scale())
+
+    def forward(self, outputs: Tensor) -> LogisticsMassCells:
+        return LogisticsMassCells(self.mixture(outputs), self.grid)
