@@ -35,6 +35,21 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
     return torch.cat(parts)
 
 
+def log_evidence_bound(model: VAE, rows: Rows, num_importance_samples: int, generator: torch.Generator) -> Tensor:
+    """Returns the importance-weighted bound on log p(x) of every row, in nats in data units, [B] in float64 (Burda et al. 2016).
+
+    In expectation a lower bound that does not decrease with the number of samples. Memory does not depend on that number.
+    """
+    q_z = model.posterior(rows)
+    size = max(1, MAX_CELLS // max(1, rows.num_rows * sum(values.shape[1] for values in rows.values.values())))
+    total: Tensor | None = None
+    for begin in range(0, num_importance_samples, size):
+        part = log_weights(model, rows, q_z, min(size, num_importance_samples - begin), generator).double().logsumexp(0)
+        total = part if total is None else torch.logaddexp(total, part)
+    assert total is not None, "at least one sample is needed"
+    return total - math.log(num_importance_samples)
+
+
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """Returns the log of the mean weight over samples, [B] from [S, B]."""
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])

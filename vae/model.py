@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vae.bernoulli import BernoulliCells
 from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
-from vae.likelihoods import LIKELIHOODS, BernoulliCells, CellDistribution, Likelihood, without_missing
+from vae.likelihoods import LIKELIHOODS, CellDistribution, Likelihood, without_missing
 from vae.networks import NETWORKS
 from vae.posteriors import POSTERIORS, Posterior
 from vae.priors import PRIORS, LatentDistribution, Sizes
