@@ -88,7 +88,8 @@ class VAE(nn.Module):
         or the number of cells), the likelihood's own arguments and, optionally, "with_flags": false where training rows have no
         nulls, so that the encoder sees no flags; "null_pattern": the flags whose distribution is modelled; "shape" of an image's cells;
         "binarize": whether its pixels are drawn anew as 0 or 255. The mapping is plain JSON: the bundle stores it.
-    network: a key of NETWORKS, or "conv": convolutions for fields with an image's shape, beside a residual network for the others.
+    network: a key of NETWORKS, or "conv": convolutions for fields with an image's shape, beside a residual network for the others;
+        decoder_network: the decoder's, where it is another.
     posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
     condition_fields: like fields, for what the model is conditioned on; their likelihoods only make features of them.
     """
@@ -103,6 +104,7 @@ class VAE(nn.Module):
         condition_fields: Sequence[Mapping[str, Any]] = (),
         posterior: str = "diagonal",
         num_prior_components: int = 100,
+        decoder_network: str | None = None,
     ) -> None:
         super().__init__()
         self.architecture: dict[str, Any] = {
@@ -113,6 +115,7 @@ class VAE(nn.Module):
             "prior": prior,
             "posterior": posterior,
             "num_prior_components": num_prior_components,
+            "decoder_network": decoder_network,
         } | ({"condition_fields": [dict(field) for field in condition_fields]} if condition_fields else {})
         self.latent_dim = latent_dim
         self.flag_sizes = {field["name"]: num_flags(field) for field in [*fields, *condition_fields]}
@@ -127,7 +130,7 @@ class VAE(nn.Module):
         self.output_sizes = [likelihood.num_outputs for likelihood in likelihoods.values()]
         num_outputs = sum(self.output_sizes) + sum(map(len, self.flags.values()))
         sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
-        self.encoder, self.decoder = build_networks(network, hidden_dims, *sizes, self._images())
+        self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
 
     def _images(self) -> list[tuple[Image, Image, int]]:
@@ -248,18 +251,28 @@ class VAE(nn.Module):
 
 
 def build_networks(
-    network: str, hidden_dims: Sequence[int], encoder: tuple[int, int], decoder: tuple[int, int], images: Sequence[tuple[Image, Image, int]]
+    encoder: str,
+    decoder: str,
+    hidden_dims: Sequence[int],
+    encoder_sizes: tuple[int, int],
+    decoder_sizes: tuple[int, int],
+    images: Sequence[tuple[Image, Image, int]],
 ) -> tuple[nn.Module, nn.Module]:
-    """Returns encoder and decoder, given the inputs and outputs of both. Raises ValueError where there is nothing to convolve."""
-    reverse = list(reversed(hidden_dims))
-    if network != "conv":
-        build = NETWORKS[network]
-        return build(encoder[0], hidden_dims, encoder[1]), build(decoder[0], reverse, decoder[1])
-    if not images:
+    """Returns encoder and decoder by name, given the inputs and outputs of both. Raises ValueError where there is nothing to convolve."""
+    if "conv" in (encoder, decoder) and not images:
         raise ValueError("the network conv needs an image: a field with a shape H x W, H x W x C or C x H x W, C being 1 or 3")
-    outputs = [(image, per_cell) for _, image, per_cell in images]
-    features = [image for image, _, _ in images]
-    return FusedEncoder(encoder[0], features, hidden_dims, encoder[1]), FusedDecoder(decoder[0], outputs, reverse, decoder[1])
+    features, outputs = [image for image, _, _ in images], [(image, per_cell) for _, image, per_cell in images]
+    (num_features, num_parameters), (num_latents, num_outputs) = encoder_sizes, decoder_sizes
+    reverse = list(reversed(hidden_dims))
+    first: nn.Module = (
+        FusedEncoder(num_features, features, hidden_dims, num_parameters)
+        if encoder == "conv"
+        else NETWORKS[encoder](num_features, hidden_dims, num_parameters)
+    )
+    second: nn.Module = (
+        FusedDecoder(num_latents, outputs, reverse, num_outputs) if decoder == "conv" else NETWORKS[decoder](num_latents, reverse, num_outputs)
+    )
+    return first, second
 
 
 def build_likelihood(field: Mapping[str, Any]) -> Likelihood:

@@ -25,6 +25,7 @@ def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
         "prior": model.prior,
         "posterior": model.posterior,
         "num_prior_components": model.num_prior_components,
+        "decoder_network": model.decoder_network,
     } | (
         {"condition_fields": [model_field(field, encoding) for field in encoding.fields if field.condition]} if encoding.conditions else {}
     )

@@ -129,6 +129,8 @@ class ModelConfig:
     """mlp: affine maps with ReLU between; gated: each times the sigmoid of another; residual: blocks with LayerNorm added to their input;
     linear: one affine map (probabilistic PCA for one vector column); conv: convolutions for image columns of shape H x W or with 1 or 3
     channels, fused with a residual network for the other columns."""
+    decoder_network: Literal["mlp", "gated", "residual", "linear", "conv"] | None = None
+    """The decoder's network, where it is to be another than the encoder's."""
     posterior: Literal["diagonal", "full"] = "diagonal"
     """Family of q(z|x): Gaussians with independent dimensions, or with full covariance."""
     prior: Literal["standard", "mixture", "vamp", "conditional"] = "standard"
