@@ -13,6 +13,8 @@ from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood
 from vae.grids import Grid, LinearGrid, WarpedGrid
 from vae.logistic_mass import log_logistic_density, log_logistic_mass
 
+MAX_BASE_LOGIT = 1e3
+
 
 class Components(NamedTuple):
     """A mixture's parameters, [.., B, K, D] each; log_weights are normalised over K."""
@@ -66,7 +68,9 @@ class Mixture(nn.Module):
     def forward(self, outputs: Tensor) -> Components:
         logits, location, log_scale = outputs.reshape(*outputs.shape[:-1], *self.shape).unbind(-3)
         log_scale = torch.maximum(self.log_scale + log_scale, self.min_log_scale).clamp(max=MAX_LOG_SCALE)
-        return Components(torch.log_softmax(self.logits + logits, -2), self.location + location, log_scale)
+        # The base is bounded for the sum to be finite: beyond, a component has no weight anyhow.
+        log_weights = torch.log_softmax(self.logits.clamp(-MAX_BASE_LOGIT, MAX_BASE_LOGIT) + logits, -2)
+        return Components(log_weights, self.location + location, log_scale)
 
 
 class LogisticsCells(CellDistribution):
