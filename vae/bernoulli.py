@@ -12,8 +12,9 @@ from vae.cells import CellDistribution, Likelihood, uniform_like
 
 LARGEST_BYTE = 255
 HALF_BYTE = 127
-# Below this |logit| the normaliser of grey levels is a series: its last term left out is below 4e-12 there, as are those of its slopes.
-SMALL_LOGIT = 0.5
+# Below this |logit| the normaliser of grey levels is a series: the first term left out is below 2e-14 there, and above it 1 / logit, in
+# the slope, loses no more than a digit.
+SMALL_LOGIT = 0.3
 
 
 class BernoulliCells(CellDistribution):

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
 from vae.grids import Grid, LinearGrid, WarpedGrid
-from vae.logistic_mass import log_logistic_density, log_logistic_mass
+from vae.logistic_mass import log_logistic_density
+from vae.mixture_mass import log_mixture_mass, sum_log_mixture_mass
+
+MAX_BASE_LOGIT = 1e3
 
 
 class Components(NamedTuple):
@@ -20,10 +23,6 @@ class Components(NamedTuple):
     log_weights: Tensor
     location: Tensor
     log_scale: Tensor
-
-    def mixed(self, log_probs: Tensor) -> Tensor:
-        """Returns the log of the weighted sum over components of their probabilities, [.., B, D] from [.., B, K, D]."""
-        return torch.logsumexp(self.log_weights + log_probs, -2)
 
     @property
     def mean(self) -> Tensor:
@@ -66,7 +65,9 @@ class Mixture(nn.Module):
     def forward(self, outputs: Tensor) -> Components:
         logits, location, log_scale = outputs.reshape(*outputs.shape[:-1], *self.shape).unbind(-3)
         log_scale = torch.maximum(self.log_scale + log_scale, self.min_log_scale).clamp(max=MAX_LOG_SCALE)
-        return Components(torch.log_softmax(self.logits + logits, -2), self.location + location, log_scale)
+        # The base is bounded for the sum to be finite: beyond, a component has no weight anyhow.
+        log_weights = torch.log_softmax(self.logits.clamp(-MAX_BASE_LOGIT, MAX_BASE_LOGIT) + logits, -2)
+        return Components(log_weights, self.location + location, log_scale)
 
 
 class LogisticsCells(CellDistribution):
@@ -76,8 +77,8 @@ class LogisticsCells(CellDistribution):
         self.components = components
 
     def log_prob(self, values: Tensor) -> Tensor:
-        _, location, log_scale = self.components
-        return self.components.mixed(log_logistic_density(values[..., None, :], location, log_scale))
+        log_weights, location, log_scale = self.components
+        return torch.logsumexp(log_weights + log_logistic_density(values[..., None, :], location, log_scale), -2)
 
     @property
     def mean(self) -> Tensor:
@@ -111,9 +112,10 @@ class LogisticsMassCells(CellDistribution):
         self.components, self.grid = components, grid
 
     def log_prob(self, values: Tensor) -> Tensor:
-        _, location, log_scale = self.components
-        interval = self.grid.interval(values).unsqueezed(-2)
-        return self.components.mixed(log_logistic_mass(interval, location, log_scale))
+        return log_mixture_mass(self.grid.interval(values), *self.components)
+
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        return sum_log_mixture_mass(*self.components, self.grid.interval(values), valid)
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,73 @@
+"""Claims about mixtures on a grid: they keep what one Gaussian cannot, a spike and several modes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.vae.likelihood_cases import CASES, generator
+from vae.likelihoods import LIKELIHOODS, Likelihood
+
+NUM_ROWS = 4000
+
+
+def spiked() -> Tensor:
+    """Whole numbers of which 92 % are 0, and the others anywhere up to 300."""
+    values = torch.randint(1, 301, (NUM_ROWS,), generator=generator(), dtype=torch.float64)
+    return values * (torch.rand(NUM_ROWS, generator=generator(1)) >= 0.92)
+
+
+def fitted(likelihood: Likelihood, cells: Tensor, steps: int = 600) -> Tensor:
+    """Returns one row of outputs after maximum likelihood over it and the likelihood's parameters."""
+    values, repeats = torch.unique(cells, return_counts=True)
+    outputs = torch.zeros(1, likelihood.num_outputs, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([outputs, *likelihood.parameters()], lr=0.03)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        (-repeats * likelihood(outputs).log_prob(values[:, None])[:, 0]).sum().div(len(cells)).backward()
+        optimiser.step()
+    return outputs
+
+
+def mass_of(likelihood: Likelihood, outputs: Tensor, cell: Tensor) -> float:
+    return math.exp(likelihood(outputs).log_prob(cell.reshape(1, 1)).item())
+
+
+def test_maximum_likelihood_keeps_a_spike_of_92_percent_in_the_middle_of_a_range() -> None:
+    values = spiked()
+    share = (values == 0).double().mean().item()
+    mean, scale = values.mean().item(), values.std().item()
+    grid = {"half_width": [0.5 / scale], "lower": [(-300 - mean) / scale], "upper": [(300 - mean) / scale]}
+    cells = (values - mean) / scale
+    likelihood = LIKELIHOODS["discretised_logistics"](1, **grid).double()
+    found = mass_of(likelihood, fitted(likelihood, cells), cells.min())
+    assert abs(found - share) < 0.01
+    gaussian = LIKELIHOODS["discretised_gaussian"](1, **grid).double()
+    assert mass_of(gaussian, fitted(gaussian, cells), cells.min()) < share - 0.2
+
+
+def test_maximum_likelihood_keeps_a_spike_after_a_warp_away_from_0() -> None:
+    values = torch.where(spiked() == 0, 10.0, spiked())
+    share = (values == 10).double().mean().item()
+    u = torch.asinh(values / 50)
+    mean, scale = u.mean().item(), u.std().item()
+    grid = {"width": [50.0], "mean": [mean], "scale": [scale], "lower": [0], "upper": [10**6]}
+    likelihood = LIKELIHOODS["warped_discretised_logistics"](1, **grid).double()
+    cells = (u - mean) / scale
+    found = mass_of(likelihood, fitted(likelihood, cells), cells[values == 10][0])
+    assert abs(found - share) < 0.01
+
+
+@pytest.mark.parametrize("name", ["logistics on integers", "logistics on bytes", "logistics after a warp"])
+def test_a_component_may_put_all_its_mass_into_any_one_integer(name: str) -> None:
+    case = CASES[name]
+    likelihood, support = case.build(), case.support().values
+    with torch.no_grad():
+        for index in (1, len(support) // 2, len(support) - 2):
+            middle = likelihood.grid.interval(support[index].reshape(1, 1)).middle  # type: ignore[union-attr, operator]
+            outputs = torch.zeros(3, likelihood.num_outputs // 3, dtype=torch.float64)
+            outputs[1], outputs[2] = middle - likelihood.mixture.location[:, 0], -1e3  # type: ignore[union-attr, index]
+            assert mass_of(likelihood, outputs.reshape(1, -1), support[index]) > 0.999
