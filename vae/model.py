@@ -270,7 +270,9 @@ def build_networks(
         else NETWORKS[encoder](num_features, hidden_dims, num_parameters)
     )
     second: nn.Module = (
-        FusedDecoder(num_latents, outputs, reverse, num_outputs) if decoder == "conv" else NETWORKS[decoder](num_latents, reverse, num_outputs)
+        FusedDecoder(num_latents, outputs, reverse, num_outputs)
+        if decoder == "conv"
+        else NETWORKS[decoder](num_latents, reverse, num_outputs)
     )
     return first, second
 

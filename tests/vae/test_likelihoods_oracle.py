@@ -36,7 +36,7 @@ def build(field: dict[str, Any], seed: int) -> VAE:
 
 
 def generated(model: VAE, field: dict[str, Any], seed: int, missing: float = 0.0) -> Rows:
-    values = model.generate(NUM_ROWS, generator(seed))[field["name"]]
+    values = model.generate(NUM_ROWS, generator(seed)).values[field["name"]]
     valid = torch.rand(NUM_ROWS, 1, generator=generator(seed + 1)) >= missing
     return Rows({field["name"]: values}, {field["name"]: valid}, torch.zeros(NUM_ROWS, dtype=torch.float64))
 
@@ -47,7 +47,7 @@ def grid_log_evidence(model: VAE, rows: Rows, num_points: int) -> Tensor:
     parts = []
     for some in torch.split(z, 256):
         cells = model.likelihood(some[:, None, None].expand(-1, NUM_ROWS, 1)).cell_log_probs(rows)
-        parts.append(torch.stack([log_p.sum(-1) for log_p in cells.values()]).sum(0) + model.prior.log_prob(some[:, None, None]))
+        parts.append(torch.stack([log_p.sum(-1) for log_p in cells.values()]).sum(0) + model.latent_prior().log_prob(some[:, None, None]))
     return torch.logsumexp(torch.cat(parts), 0) + math.log(18 / (num_points - 1))
 
 

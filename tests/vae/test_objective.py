@@ -79,18 +79,16 @@ def exact_gradients(objective: Objective, model: VAE, rows: Rows) -> dict[str, T
     else:
         pairs = torch.logaddexp(log_w[:, None], log_w[None]) - np.log(2)
         bound = ((log_q[:, None] + log_q[None]).exp() * pairs).sum((0, 1)) * spacing**2
-    (-bound.sum()).backward()
+    torch.autograd.backward(-bound.sum())
     return gradients(model)
 
 
-@pytest.mark.parametrize("prior", ["standard", "mixture", "vamp"])
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "prior"),
     [
-        Objective(),
-        Objective("iwae", 1),
-        Objective("iwae", 2, doubly_reparameterised=False),
-        Objective("iwae", 2, doubly_reparameterised=True),
+        *((objective, prior) for objective in (Objective(), Objective("iwae", 1)) for prior in ("standard", "mixture", "vamp")),
+        (Objective("iwae", 2, doubly_reparameterised=False), "standard"),
+        (Objective("iwae", 2, doubly_reparameterised=True), "vamp"),
     ],
 )
 def test_gradients_are_those_of_the_bound_on_average(objective: Objective, prior: str) -> None:
@@ -101,7 +99,7 @@ def test_gradients_are_those_of_the_bound_on_average(objective: Objective, prior
     atol = 1e-9 if objective.num_samples == 1 else 2e-3  # a coarse grid of pairs; a wrong factor leaves 0.1
     for name, gradient in expected.items():
         scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=atol, msg=name)
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
 
 
