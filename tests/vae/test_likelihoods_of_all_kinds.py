@@ -23,6 +23,15 @@ def test_every_likelihood_has_a_case() -> None:
     assert {case.name for case in CASES.values()} == set(LIKELIHOODS)
 
 
+@every_case
+def test_what_only_a_density_needs_is_a_parameter_of_the_likelihood_itself_and_no_buffer_is_stored(case: Case) -> None:
+    """A condition's likelihood is stripped of these by name, and keeps its embeddings; a bundle holds what is learned."""
+    likelihood = case.build()
+    names = [name for name, _ in likelihood.named_parameters()]
+    assert all("." not in name or name.startswith("embedding.") for name in names)
+    assert sorted(likelihood.state_dict()) == sorted(names)
+
+
 def probabilities(likelihood: Likelihood, outputs: Tensor, support: Support) -> Tensor:
     """Returns p of each value, times its weight: rows whose sums are 1, [B, V]."""
     of_value = outputs[:, None].expand(-1, len(support.values) if isinstance(likelihood, Categorical) else 1, -1)
