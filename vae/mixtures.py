@@ -41,8 +41,8 @@ class Components(NamedTuple):
         return (location + log_scale.exp() * torch.logit(uniform).to(location.dtype)).squeeze(-2)
 
 
-class Mixture(nn.Module):
-    """Decoder outputs [.., B, 3 K D] to components, around base parameters [K, D] that the rows share.
+class Mixture(Likelihood):
+    """What likelihoods of mixtures share: decoder outputs [.., B, 3 K D] to components, around a base [K, D] that rows share.
 
     The base is a mixture of mean 0 and variance 1, as standardised cells have, whose components start at the normal
     quantiles of equal shares: what starts alike would stay alike.
@@ -52,6 +52,8 @@ class Mixture(nn.Module):
 
     def __init__(self, size: int, num_components: int, min_log_scale: Sequence[float]) -> None:
         super().__init__()
+        self.size = self.num_features = size
+        self.num_outputs = 3 * num_components * size
         self.shape = (3, num_components, size)
         shares = (torch.arange(num_components, dtype=torch.float64) + 0.5) / num_components
         location = torch.special.ndtri(shares)
@@ -62,7 +64,8 @@ class Mixture(nn.Module):
         self.log_scale = nn.Parameter(torch.full((num_components, size), log_scale))
         self.register_buffer("min_log_scale", torch.tensor(min_log_scale, dtype=torch.float32), persistent=False)
 
-    def forward(self, outputs: Tensor) -> Components:
+    def components(self, outputs: Tensor) -> Components:
+        """Returns the mixtures that decoder outputs name."""
         logits, location, log_scale = outputs.reshape(*outputs.shape[:-1], *self.shape).unbind(-3)
         log_scale = torch.maximum(self.log_scale + log_scale, self.min_log_scale).clamp(max=MAX_LOG_SCALE)
         # The base is bounded for the sum to be finite: beyond, a component has no weight anyhow.
@@ -88,21 +91,18 @@ class LogisticsCells(CellDistribution):
         return self.components.sample(generator)
 
 
-class Logistics(Likelihood):
+class Logistics(Mixture):
     """Numbers of several modes. min_log_scale: per cell, how narrow a component may become; never below MIN_LOG_SCALE.
 
     Where values repeat, a density grows without limit as a component closes in on one: min_log_scale is what stops it.
     """
 
     def __init__(self, size: int, num_components: int = 5, min_log_scale: Sequence[float] | None = None) -> None:
-        super().__init__()
-        self.size = self.num_features = size
-        self.num_outputs = 3 * num_components * size
         lowest = [MIN_LOG_SCALE] * size if min_log_scale is None else [max(number, MIN_LOG_SCALE) for number in min_log_scale]
-        self.mixture = Mixture(size, num_components, lowest)
+        super().__init__(size, num_components, lowest)
 
     def forward(self, outputs: Tensor) -> LogisticsCells:
-        return LogisticsCells(self.mixture(outputs))
+        return LogisticsCells(self.components(outputs))
 
 
 class LogisticsMassCells(CellDistribution):
@@ -127,7 +127,7 @@ class LogisticsMassCells(CellDistribution):
         return self.grid.to_storage(self.components.sample(generator))
 
 
-class DiscretisedLogistics(Likelihood):
+class DiscretisedLogistics(Mixture):
     """Integers of several modes or with spikes: each has the mass that a mixture of logistics has in its interval of a LinearGrid."""
 
     def __init__(
@@ -141,20 +141,18 @@ class DiscretisedLogistics(Likelihood):
         storage: str = "float32",
         num_components: int = 5,
     ) -> None:
-        super().__init__()
-        self.size = self.num_features = size
-        self.num_outputs = 3 * num_components * size
-        self.grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
-        self.mixture = Mixture(size, num_components, self.grid.min_log_scale())
+        grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
+        super().__init__(size, num_components, grid.min_log_scale())
+        self.grid = grid
 
     def features(self, values: Tensor) -> Tensor:
         return self.grid.features(values)
 
     def forward(self, outputs: Tensor) -> LogisticsMassCells:
-        return LogisticsMassCells(self.mixture(outputs), self.grid)
+        return LogisticsMassCells(self.components(outputs), self.grid)
 
 
-class WarpedDiscretisedLogistics(Likelihood):
+class WarpedDiscretisedLogistics(Mixture):
     """Heavy-tailed integers of several modes or with spikes: masses of a mixture of logistics in the intervals of a WarpedGrid."""
 
     def __init__(
@@ -167,11 +165,9 @@ class WarpedDiscretisedLogistics(Likelihood):
         upper: Sequence[float],
         num_components: int = 5,
     ) -> None:
-        super().__init__()
-        self.size = self.num_features = size
-        self.num_outputs = 3 * num_components * size
-        self.grid = WarpedGrid(size, width, mean, scale, lower, upper)
-        self.mixture = Mixture(size, num_components, self.grid.min_log_scale())
+        grid = WarpedGrid(size, width, mean, scale, lower, upper)
+        super().__init__(size, num_components, grid.min_log_scale())
+        self.grid = grid
 
     def forward(self, outputs: Tensor) -> LogisticsMassCells:
-        return LogisticsMassCells(self.mixture(outputs), self.grid)
+        return LogisticsMassCells(self.components(outputs), self.grid)

@@ -16,11 +16,20 @@ from vae.cells import CellDistribution
 from vae.likelihoods import LIKELIHOODS, Likelihood, without_missing
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-NUM_DRAWS = 20_000
+NUM_DRAWS = 100_000
 
 
 def test_every_likelihood_has_a_case() -> None:
     assert {case.name for case in CASES.values()} == set(LIKELIHOODS)
+
+
+@every_case
+def test_what_only_a_density_needs_is_a_parameter_of_the_likelihood_itself_and_no_buffer_is_stored(case: Case) -> None:
+    """A condition's likelihood is stripped of these by name, and keeps its embeddings; a bundle holds what is learned."""
+    likelihood = case.build()
+    names = [name for name, _ in likelihood.named_parameters()]
+    assert all("." not in name or name.startswith("embedding.") for name in names)
+    assert sorted(likelihood.state_dict()) == sorted(names)
 
 
 def probabilities(likelihood: Likelihood, outputs: Tensor, support: Support) -> Tensor:
@@ -195,8 +204,11 @@ def test_no_finite_value_output_or_parameter_gives_a_nan_or_an_infinity(
     for tensor in learned:
         tensor.data.fill_(parameter)
     values = stored_extremes(case, value)
-    log_prob = likelihood(said.expand(len(values), -1)).log_prob(values)
-    slopes = torch.autograd.grad(log_prob.sum(), [said, *learned]) if case.name != "bernoulli" else ()
+    distribution = likelihood(said.expand(len(values), -1))
+    log_prob = distribution.log_prob(values)
+    total = distribution.sum_log_prob(values, torch.ones(len(values), 1, dtype=torch.bool))
+    torch.testing.assert_close(total, log_prob.sum(-1), rtol=1e-5, atol=1e-4)
+    slopes = torch.autograd.grad(log_prob.sum() + total.sum(), [said, *learned]) if case.name != "bernoulli" else ()
     for tensor in (log_prob, *slopes):
         assert not tensor.isnan().any()
         assert tensor.isfinite().all(), (log_prob, slopes)
