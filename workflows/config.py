@@ -72,7 +72,8 @@ class DataConfig:
     """The column that identifies a row: it is not modelled, decides the split, and comes back with the embeddings."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overrides by column, e.g. '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}';
-    kinds: numeric count boolean categorical timestamp vector image key ignored."""
+    kinds: numeric count boolean categorical timestamp vector image key ignored. "binarize": "per_epoch" of an image draws its pixels
+    black or white anew in every epoch."""
     condition: list[str] = field(default_factory=list)
     """Columns that the model is conditioned on: encoder and decoder are told them, they are not modelled, and the bound is one on
     log p(other columns | these). encode needs them as it needs the others; generate sets or draws them."""
@@ -129,6 +130,12 @@ class ModelConfig:
     """mlp: affine maps with ReLU between; linear: one affine map (probabilistic PCA for one vector column)."""
     prior: Literal["standard"] = "standard"
     """Prior p(z); standard: N(0, I)."""
+    likelihoods: dict[str, str] = field(default_factory=dict)
+    """Likelihoods by column where the default is not what is wanted, e.g. '{"visits": "negative_binomial", "income": "student_t"}';
+    numeric: gaussian gaussian_per_row student_t logistics; with a known step, and integers: discretised_gaussian discretised_logistics
+    warped_discretised_gaussian warped_discretised_logistics; count: these four, poisson negative_binomial zero_inflated_negative_binomial;
+    timestamp: discretised_gaussian discretised_logistics; vector: as numeric, of integers as timestamp; image: as timestamp,
+    continuous_bernoulli bernoulli."""
     null_pattern: bool = True
     """Generated rows have nulls, each column's at its rate in the training rows and independently of the rest; false: none."""
 
