@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.grids import on_grid, relative_rounding, resolution
-from data.likelihood_names import CONTINUOUS, COUNTS
+from data.likelihood_names import CONTINUOUS, COUNTS, default_likelihood
 from data.listing import DataError
 from data.scales import heavy_tails, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
@@ -53,7 +53,7 @@ class Column:
     integer: the values are whole numbers by their type.
     resolution: the step of which all values are multiples (1 of integers), so that each is given the mass of its interval and not a
     density; None for numbers on no such grid. lower and upper: the ends of their range, None for no end.
-    likelihood: its name where it is not the default of the column's field (likelihood_names.DEFAULTS); the model knows what it means.
+    likelihood: its name where one was named; the model knows what it means.
     log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
     binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
     other: categories that are not listed have one code together, after all listed ones.
@@ -98,6 +98,11 @@ class Column:
         if self.resolution is None or self.likelihood in CONTINUOUS:
             return "numeric"
         return "integer" if self.width is None else "warped"
+
+    @property
+    def field_likelihood(self) -> str | None:
+        """The likelihood's name where it is not the default of such fields."""
+        return None if self.likelihood == default_likelihood(self.field_kind, self.integer) else self.likelihood
 
     @property
     def size(self) -> int:

@@ -115,7 +115,7 @@ class TableEncoding:
                 groups.setdefault(field_name(column), []).append(column)
         for name, columns in groups.items():
             first = columns[0]
-            yield Field(f"condition_{name}" if condition else name, first.field_kind, tuple(columns), condition, first.likelihood)
+            yield Field(f"condition_{name}" if condition else name, first.field_kind, tuple(columns), condition, first.field_likelihood)
 
     @property
     def field_columns(self) -> list[str]:
@@ -186,7 +186,7 @@ class TableEncoding:
 
 def field_name(column: Column) -> str:
     """Returns the name of the field of a scalar column: its kind, and the likelihood where that is not the default."""
-    kind, likelihood = column.field_kind, column.likelihood
+    kind, likelihood = column.field_kind, column.field_likelihood
     return kind if likelihood is None else likelihood if likelihood.startswith(kind) else f"{kind}_{likelihood}"
 
 

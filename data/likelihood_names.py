@@ -12,7 +12,7 @@ COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 # Densities of pixels (continuous_bernoulli) and probabilities of black and white ones (bernoulli).
 SHADES = ("continuous_bernoulli", "bernoulli")
 NAMES = (*CONTINUOUS, *MASSES, *WARPED_MASSES, *COUNTS, *SHADES, "categorical")
-# What a kind of field has where nothing is named; of vectors, those of whole numbers have the mass.
+# What a kind of field has where nothing is named, but for lists of whole numbers.
 DEFAULTS = {
     "numeric": "gaussian",
     "integer": "discretised_gaussian",
@@ -22,6 +22,11 @@ DEFAULTS = {
     "vector": "gaussian",
     "image": "discretised_gaussian",
 }
+
+
+def default_likelihood(field_kind: str, whole: bool) -> str | None:
+    """Returns what a kind of field has where nothing is named, None for counts, which are named; whole: its types are of integers."""
+    return "discretised_gaussian" if field_kind == "vector" and whole else DEFAULTS.get(field_kind)
 
 
 def possible_likelihoods(kind: str, whole: bool, gridded: bool) -> tuple[str, ...]:

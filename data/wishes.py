@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.columns import KINDS, Column, ColumnOverrideError, can_be, drawn_in, plain
-from data.likelihood_names import COUNTS, DEFAULTS, MASSES, NAMES, WARPED_MASSES, possible_likelihoods
+from data.likelihood_names import COUNTS, MASSES, NAMES, WARPED_MASSES, possible_likelihoods
 from data.scales import center_and_width, log1p_moments
 from data.statistics import ColumnSummary, TableSummary
 from data.widening import without_dictionary
@@ -117,11 +117,9 @@ def has_greys(summary: ColumnSummary) -> bool:
 
 
 def with_likelihood(column: Column, summary: ColumnSummary, wish: str) -> Column:
-    """Returns a column that can have a likelihood with it. Its name is kept where it is not the default of the field that it then is in."""
-    if column.kind in ("numeric", "count", "timestamp"):
-        column = standardised_for(replace(column, likelihood=wish), summary)
-    default = "discretised_gaussian" if column.kind == "vector" and column.integer else DEFAULTS.get(column.field_kind)
-    return replace(column, likelihood=None if wish == default else wish, reason=f"{column.reason}; {wish}, named by model.likelihoods")
+    """Returns a column that can have a likelihood with it."""
+    column = replace(column, likelihood=wish, reason=f"{column.reason}; {wish}, named by model.likelihoods")
+    return standardised_for(column, summary) if column.kind in ("numeric", "count", "timestamp") else column
 
 
 def standardised_for(column: Column, summary: ColumnSummary) -> Column:

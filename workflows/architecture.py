@@ -11,7 +11,7 @@ import pyarrow as pa
 from data.cells import LARGEST_CELL
 from data.columns import Column
 from data.encoding import Field, TableEncoding
-from data.likelihood_names import DEFAULTS
+from data.likelihood_names import default_likelihood
 from workflows.config import ModelConfig
 
 # Logistics of a mixture: enough for several modes and a spike among them.
@@ -45,7 +45,8 @@ def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
 def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
     columns = field.columns
     whole_list = field.kind in ("vector", "image") and columns[0].integer
-    name = field.likelihood or ("discretised_gaussian" if whole_list else DEFAULTS[field.kind])
+    name = field.likelihood or default_likelihood(field.kind, whole_list)
+    assert name is not None
     if field.kind == "categorical":
         return {"likelihood": name, "sizes": [column.num_codes for column in columns]}
     named: dict[str, Any] = {"likelihood": name, "size": field.size}
