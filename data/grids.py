@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 MAX_PLACES = 6
 # More places than are looked for.
 OFF_GRID = MAX_PLACES + 1
+INVERSES = 10.0 ** np.arange(OFF_GRID)
 # So few values refute nearly every column that is on no grid.
 SAMPLE_VALUES = 64
 # Values that are tested at once: float64 that a second-level cache holds twice.
@@ -34,14 +35,25 @@ def decimal_places(values: NDArray[np.float64], rounding: float) -> int:
 
     A value's places do not depend on the others, so those of all values are the largest of any grouping's (but for noise).
     """
-    places, scratch = 0, np.empty((2, BLOCK_VALUES))
-    sample = values[:: -(-len(values) // SAMPLE_VALUES)]
-    for block in (sample, *(values[begin : begin + BLOCK_VALUES] for begin in range(0, len(values), BLOCK_VALUES))):
-        while not multiples(block, 10.0**places, rounding, scratch[:, : len(block)]):
+    places = places_of_few(values[:: -(-len(values) // SAMPLE_VALUES)], rounding)
+    if places == OFF_GRID:
+        return OFF_GRID
+    scratch = np.empty((2, min(BLOCK_VALUES, len(values))))
+    for begin in range(0, len(values), BLOCK_VALUES):
+        block = values[begin : begin + BLOCK_VALUES]
+        while not multiples(block, INVERSES[places], rounding, scratch[:, : len(block)]):
             places += 1
             if places == OFF_GRID:
                 return OFF_GRID
     return places
+
+
+def places_of_few(values: NDArray[np.float64], rounding: float) -> int:
+    """Returns the same as decimal_places of so few values that all steps are tried at once."""
+    rest = values * INVERSES[:, None]
+    nearest = np.rint(rest)
+    held = (np.abs(rest - nearest) <= NOISE + rounding * np.abs(nearest)).all(1)
+    return int(held.argmax()) if held.any() else OFF_GRID
 
 
 def multiples(values: NDArray[np.float64], inverse: float, rounding: float, scratch: NDArray[np.float64]) -> bool:
@@ -50,10 +62,9 @@ def multiples(values: NDArray[np.float64], inverse: float, rounding: float, scra
     np.multiply(values, inverse, out=rest)
     np.rint(rest, out=nearest)
     rest -= nearest
-    most = max(float(rest.max()), -float(rest.min()))
-    if most <= NOISE or not most <= MAX_ROUNDING:
-        return most <= NOISE
     np.abs(rest, out=rest)
+    if rounding < NOISE and rest.max() <= NOISE:  # of float64 nearly always, and with half the sums
+        return True
     np.abs(nearest, out=nearest)
     nearest *= rounding
     rest -= nearest
