@@ -326,27 +326,19 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     if moments is None or sketch is None:
         return Column(name, "ignored", "no finite value in the training rows")
     integer = kind != "numeric" or pa.types.is_integer(values)
-    column = Column(name, kind, reason, integer=integer, shape=[1])
-    if integer:
-        lower, upper = integer_range(values)
-        column = replace(column, lower=0 if kind == "count" else lower, upper=upper)
-    else:
-        column = gridded(column, values, summary)
+    column = plain(Column(name, kind, reason, integer=integer, shape=[1]), summary)
     tails = heavy_tails(sketch) if kind != "timestamp" else None
+    if integer:
+        least, most = integer_range(values)
+        column = replace(column, lower=0 if kind == "count" else least, upper=most)
+    else:
+        step = resolution(summary.decimal_places, sketch, column.scale, tails[1] if tails else None, relative_rounding(values))
+        # Where no value is negative, generated ones are not either, as of counts.
+        lower = 0 if step is not None and moments.minimum[0] >= 0 else None
+        column = replace(column, resolution=step, lower=lower, reason=reason if step is None else f"{reason}; steps of {step:g}")
     if tails is None:
-        return plain(column, summary)
-    return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
-
-
-def gridded(column: Column, values: pa.DataType, summary: ColumnSummary) -> Column:
-    """Returns a column of floats or decimals with its resolution; without negative values, 0 is where their range ends."""
-    assert summary.moments is not None
-    least, most = summary.moments.minimum[0], summary.moments.maximum[0]
-    deviation = plain(column, summary).scale
-    step = resolution(summary.decimal_places, max(most, -least), deviation, relative_rounding(values))
-    if step is None:
         return column
-    return replace(column, reason=f"{column.reason}; steps of {step:g}", resolution=step, lower=0 if least >= 0 else None)
+    return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
 
 
 def plain(column: Column, summary: ColumnSummary) -> Column:

@@ -6,6 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.scales import median_of_others
+from data.sketches import QuantileSketch
+
 # Steps are looked for down to a millionth.
 MAX_PLACES = 6
 # More places than are looked for.
@@ -15,9 +18,12 @@ INVERSES = 10.0 ** np.arange(OFF_GRID)
 SAMPLE_VALUES = 64
 # Values that are tested at once: float64 that a second-level cache holds twice.
 BLOCK_VALUES = 1 << 15
-# A share of a step that is noise, such as sums leave beside zero, whatever the rounding of the value itself.
-NOISE = 1e-9
-# A multiple of the step is told from its neighbours where rounding takes no more than this share of the step.
+# A share of a step that is noise, whatever the rounding of the value itself; a standard deviation of values on a grid is far beyond it.
+NOISE = 1e-11
+MIN_STEPS = 1e-6
+# What sums of numbers leave in place of zero, in roundings of the largest.
+SUM_ROUNDING = 16
+# A multiple of the step is told from its neighbours where rounding is no more than this share of the step.
 MAX_ROUNDING = 1 / 8
 # Beyond so many steps in a standard deviation a mass is a density: under the least noise that likelihoods have (0.001 standard deviations)
 # the two differ by about 1e-5 nats, and float32 cells tell neighbours apart up to 40 standard deviations from the mean, no farther.
@@ -71,17 +77,21 @@ def multiples(values: NDArray[np.float64], inverse: float, rounding: float, scra
     return bool(rest.max() <= NOISE)
 
 
-def resolution(places: int, greatest: float, standard_deviation: float, rounding: float) -> float | None:
+def resolution(places: int, sketch: QuantileSketch, deviation: float, width: float | None, rounding: float) -> float | None:
     """Returns the step 10^-places of a column's values, None where it means nothing.
 
-    greatest: their largest magnitude. It means something where the type tells multiples of it apart, and where the values' distances are
-    not so many steps that a mass is a density (MAX_STEPS).
+    deviation: their standard deviation; width: theirs without the tails, where these are heavy. It means something where
+    - values differ by more than what counts as noise, and none lies between 0 and the step: small numbers are on no grid;
+    - the type tells multiples of a typical magnitude apart: all large floats are multiples of 1;
+    - values lie not so many steps apart that a mass is a density.
     """
     if places == OFF_GRID:
         return None
-    step = 1 / 10.0**places
-    told_apart = greatest * rounding <= MAX_ROUNDING * step
-    return step if told_apart and standard_deviation <= MAX_STEPS * step else None
+    step, magnitudes = 1 / 10.0**places, np.abs(sketch.middles())
+    between = (magnitudes > SUM_ROUNDING * rounding * magnitudes.max()) & (magnitudes < 0.5 * step)
+    told_apart = median_of_others(magnitudes, sketch.counts) * rounding <= MAX_ROUNDING * step
+    near = MIN_STEPS * step <= deviation and (deviation if width is None else width) <= MAX_STEPS * step
+    return step if told_apart and near and not between.any() else None
 
 
 @np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit

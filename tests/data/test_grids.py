@@ -20,7 +20,9 @@ from data.columns import Column, Rules, decide_columns
 from data.conditions import conditioned, draw_conditions
 from data.encoding import LOG_JACOBIAN, TableEncoding
 from data.grids import BLOCK_VALUES, MAX_STEPS, OFF_GRID, decimal_places, on_grid, relative_rounding, resolution
+from data.listing import DataError
 from data.marginals import marginals
+from data.sketches import QuantileSketch
 from data.statistics import merge_all, summarise, summarise_table
 
 EPS = relative_rounding(pa.float64())
@@ -109,9 +111,29 @@ def test_whole_numbers_too_large_for_their_type_to_tell_apart_are_no_grid(kind: 
 
 def test_a_step_says_something_up_to_a_hundred_thousand_in_a_standard_deviation() -> None:
     for step, places in ((1.0, 0), (0.01, 2), (1e-6, 6)):
-        assert resolution(places, 1.0, MAX_STEPS * step, EPS) == step
-        assert resolution(places, 1.0, 1.01 * MAX_STEPS * step, EPS) is None
-    assert resolution(OFF_GRID, 1.0, 1.0, EPS) is None
+        sketch = QuantileSketch.of(np.array([step, 2 * step]))
+        assert resolution(places, sketch, MAX_STEPS * step, None, EPS) == step
+        assert resolution(places, sketch, 1.01 * MAX_STEPS * step, None, EPS) is None
+        assert resolution(places, sketch, 1.01 * MAX_STEPS * step, MAX_STEPS * step, EPS) == step
+        assert resolution(OFF_GRID, sketch, step, None, EPS) is None
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e-10], [1.0, 1 + 1e-12], [0.0, 1.0, 2.0, 1e-14], [1e-12, 3e-12], [0.0, 5e-8]])
+def test_numbers_that_are_small_or_differ_by_little_are_on_no_grid(values: list[float]) -> None:
+    assert column_of(values * 100, pa.float64()).resolution is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(values=st.lists(st.one_of(st.floats(-1e12, 1e12), decimals, st.floats(-1e-7, 1e-7)), min_size=2, max_size=30, unique=True))
+def test_a_column_on_a_grid_has_no_value_off_it(values: list[float]) -> None:
+    try:
+        column = column_of(values, pa.float64())
+    except DataError:  # constant
+        return
+    if column.resolution is not None:
+        rest = np.abs(on_grid(np.array(values), column.resolution) - values)
+        assert (rest <= 1e-5 * column.scale if column.width is None else rest <= 1e-5).all()
+        assert (rest <= 1e-10 * column.resolution + 1e-15 * np.abs(values).max()).all()
 
 
 def test_beyond_the_largest_number_of_steps_a_mass_is_a_density() -> None:
@@ -178,8 +200,8 @@ def test_what_is_generated_is_on_the_grid(kind: pa.DataType, cells: list[float])
     assert (np.abs(np.array(written, float) - exact) <= 0.0501).all()
 
 
-def test_float16_tells_tenths_apart_up_to_twelve() -> None:
-    near, far = np.clip(tenths(), -12, 12), np.clip(tenths(), -30, 30)
+def test_float16_tells_tenths_of_small_numbers_apart() -> None:
+    near, far = np.clip(tenths(), -12, 12), np.round(10 * tenths(), 1) + 0.1
     assert fit(pa.table({"x": as_kind(near, pa.float16())})).columns[0].resolution == 0.1
     assert fit(pa.table({"x": as_kind(far, pa.float16())})).columns[0].resolution is None
     encoding = fit(pa.table({"x": as_kind(near, pa.float16())}))
@@ -257,6 +279,15 @@ def test_heavy_tails_of_decimals_are_drawn_in_around_a_multiple_of_the_step() ->
     back = encoding.decode_column("x", arrays["warped"], np.ones(5000, np.bool_)).to_numpy()
     assert (np.abs(back - values) <= 1e-6 * values + 1e-12).all()
     assert (back == [round(value, 2) for value in back]).all()
+
+
+def test_a_few_large_outliers_do_not_hide_the_steps_of_the_others() -> None:
+    """Their standard deviation is beyond 100,000 steps, and float32 does not tell hundredths of the largest apart."""
+    values = np.round(np.exp(np.random.default_rng(9).normal(0, 5, 5000)), 2)
+    assert values.std() > 1.1 * MAX_STEPS * 0.01
+    for kind in (pa.float32(), pa.float64()):
+        column = column_of(values.astype(kind.to_pandas_dtype()), kind)
+        assert (column.field_kind, column.resolution) == ("warped", 0.01)
 
 
 def test_quantiles_and_drawn_conditions_are_on_the_grid() -> None:
