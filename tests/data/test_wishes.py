@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.columns import Column, ColumnOverrideError, Rules, counted_columns, decide_columns, key_column
-from data.conditions import conditioned
+from data.conditions import ConditionError, check_condition, conditioned
 from data.encoding import LOG_JACOBIAN, TableEncoding
 from data.likelihood_names import CONTINUOUS, COUNTS, MASSES, NAMES, SHADES, WARPED_MASSES
 from data.statistics import merge_all, summarise_table
@@ -332,6 +332,11 @@ def test_pixels_to_be_binarised_are_stored_as_they_are_and_marked() -> None:
     assert encoding.encode(mixed(), "here")["image_0"].tobytes() == plain["image_0"].tobytes()
     named = fit(mixed(), {"grey": "bernoulli"}, override, key="id")
     assert [(field.name, field.likelihood) for field in named.fields] == [(field.name, field.likelihood) for field in encoding.fields]
+
+
+def test_a_condition_is_not_binarised() -> None:
+    with pytest.raises(ConditionError, match="'grey' is binarised by data.columns"):
+        check_condition(mixed().schema, "id", {"grey": {"kind": "image", "binarize": "per_epoch"}}, ["grey"])
 
 
 @pytest.mark.parametrize(
