@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from data.grids import on_grid, relative_rounding, resolution
+from data.likelihood_names import CONTINUOUS, COUNTS, default_likelihood
 from data.listing import DataError
 from data.scales import heavy_tails, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
@@ -48,7 +50,12 @@ class Column:
 
     mean: per element for a vector, else one number; with `scale` it standardises float64 cells: y = (x - mean) / scale.
     width: of a heavy-tailed column, whose cells are u = asinh((x - center) / width) before they are standardised.
-    integer: the cells are whole numbers, to be given a probability and not a density; lower and upper: the ends of their range.
+    integer: the values are whole numbers by their type.
+    resolution: the step of which all values are multiples (1 of integers), so that each is given the mass of its interval and not a
+    density; None for numbers on no such grid. lower and upper: the ends of their range, None for no end.
+    likelihood: its name where one was named; the model knows what it means.
+    log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
+    binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
     other: categories that are not listed have one code together, after all listed ones.
     element_nulls: a vector's or image's elements may be missing one by one.
     condition: the model is told the column and does not model it.
@@ -71,6 +78,31 @@ class Column:
     element_nulls: bool = False
     constant: Any = None
     condition: bool = False
+    resolution: float | None = None
+    likelihood: str | None = None
+    log_mean: float = 0.0
+    log_scale: float = 1.0
+    binarize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.integer and self.resolution is None:
+            object.__setattr__(self, "resolution", 1.0)
+
+    @property
+    def field_kind(self) -> str:
+        """How the cells are stored, and which default the likelihood has; for numbers: numeric, integer, warped or count."""
+        if self.kind not in ("numeric", "count", "timestamp"):
+            return self.kind
+        if self.likelihood in COUNTS:
+            return "count"
+        if self.resolution is None or self.likelihood in CONTINUOUS:
+            return "numeric"
+        return "integer" if self.width is None else "warped"
+
+    @property
+    def field_likelihood(self) -> str | None:
+        """The likelihood's name where it is not the default of such fields."""
+        return None if self.likelihood == default_likelihood(self.field_kind, self.integer) else self.likelihood
 
     @property
     def size(self) -> int:
@@ -171,9 +203,14 @@ def null_fraction(item: pa.Field, summary: ColumnSummary) -> float:
 def override_faults(item: pa.Field, override: Mapping[str, Any], is_key: bool) -> list[str]:
     place, values = f"data.columns.{item.name}", without_dictionary(item.type)
     faults = []
-    unknown = sorted(set(override) - {"kind", "shape"})
+    unknown = sorted(set(override) - {"kind", "shape", "binarize"})
     if unknown:
-        faults.append(f"{place}: unknown keys {unknown}; known are kind and shape")
+        faults.append(f"{place}: unknown keys {unknown}; known are kind, shape and binarize")
+    binarize = override.get("binarize")
+    if binarize not in (None, "per_epoch"):
+        faults.append(f"{place}.binarize is {binarize!r}; it must be 'per_epoch'")
+    elif binarize is not None and override.get("kind") != "image":
+        faults.append(f"{place}.binarize: pixels are binarised, so it needs kind 'image'")
     shape = override.get("shape")
     if shape is not None and not (isinstance(shape, list) and shape and all(type(side) is int and side > 0 for side in shape)):
         faults.append(f"{place}.shape is {shape!r}; it must be a list of positive numbers, such as [28, 28]")
@@ -289,14 +326,36 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     if moments is None or sketch is None:
         return Column(name, "ignored", "no finite value in the training rows")
     integer = kind != "numeric" or pa.types.is_integer(values)
-    lower, upper = integer_range(values) if integer else (None, None)
-    column = Column(name, kind, reason, integer=integer, shape=[1], lower=0 if kind == "count" else lower, upper=upper)
+    column = plain(Column(name, kind, reason, integer=integer, shape=[1]), summary)
     tails = heavy_tails(sketch) if kind != "timestamp" else None
+    if integer:
+        least, most = integer_range(values)
+        column = replace(column, lower=0 if kind == "count" else least, upper=most)
+    else:
+        step = resolution(summary.decimal_places, sketch, column.scale, tails[1] if tails else None, relative_rounding(values))
+        # Where no value is negative, generated ones are not either, as of counts.
+        lower = 0 if step is not None and moments.minimum[0] >= 0 else None
+        column = replace(column, resolution=step, lower=lower, reason=reason if step is None else f"{reason}; steps of {step:g}")
     if tails is None:
-        return replace(column, mean=moments.mean.tolist(), scale=usable(np.sqrt(moments.squares[0] / moments.count[0])))
-    center, width = float(round(tails[0])) if integer else tails[0], tails[1]
-    mean, scale = warped_moments(sketch, center, width)
-    return replace(column, reason=f"{reason}; heavy tails, drawn in", mean=[mean], scale=scale, center=center, width=width)
+        return column
+    return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
+
+
+def plain(column: Column, summary: ColumnSummary) -> Column:
+    """Returns a column of numbers standardised by their mean and standard deviation."""
+    moments = summary.moments
+    assert moments is not None
+    scale = usable(np.sqrt(moments.squares[0] / moments.count[0]))
+    return replace(column, mean=moments.mean.tolist(), scale=scale, center=0.0, width=None)
+
+
+def drawn_in(column: Column, summary: ColumnSummary, center: float, width: float) -> Column:
+    """Returns a column of numbers standardised after the asinh of a center, put on their grid, and a width."""
+    assert summary.sketch is not None
+    if column.resolution is not None:
+        center = float(on_grid(np.array(center), column.resolution))
+    mean, scale = warped_moments(summary.sketch, center, width)
+    return replace(column, mean=[mean], scale=scale, center=center, width=width)
 
 
 def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override: Mapping[str, Any]) -> Column:
@@ -328,7 +387,8 @@ def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override
         return Column(name, "vector", reason, 0.0, whole, [size], moments.mean.tolist(), scale, element_nulls=missing)
     mean = (moments.mean * moments.count).sum() / total
     scale = usable(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total))
-    return Column(name, "image", reason, 0.0, True, shape, [float(mean)], scale, element_nulls=missing)
+    column = Column(name, "image", reason, 0.0, True, shape, [float(mean)], scale, element_nulls=missing)
+    return replace(column, binarize=True, likelihood="bernoulli") if "binarize" in override else column
 
 
 def constant_list(values: pa.DataType, elements: list[float]) -> list[Any] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.columns import Column, ColumnOverrideError
-from data.decoding import numbers_to_arrow, plain_values, storable
+from data.decoding import numbers_to_arrow, plain_values, storable, supported
 from data.encoding import Arrays, TableEncoding
 from data.listing import DataError
 from data.marginals import LEVELS, categories_of
@@ -32,6 +32,8 @@ def check_condition(schema: pa.Schema, key: str | None, overrides: Mapping[str, 
     faults = [f"{name!r} is not in the table" for name in condition if name not in schema.names]
     faults += [f"{name!r} is the key" for name in condition if name == key]
     faults += [f"{name!r} is ignored by data.columns" for name in condition if name in ignored]
+    binarised = {name for name, override in overrides.items() if "binarize" in override}
+    faults += [f"{name!r} is binarised by data.columns" for name in condition if name in binarised]
     faults += [f"{name!r} comes twice" for name in dict.fromkeys(condition) if condition.count(name) > 1]
     candidates = [name for name in schema.names if name != key and name not in ignored]
     if faults:
@@ -150,5 +152,5 @@ def draw_conditions(
             numbers = np.interp(place, LEVELS, marginal["quantiles"])
         else:
             numbers = marginal["mean"] + marginal["standard_deviation"] * generator.standard_normal(num_rows)
-        drawn[column.name] = numbers_to_arrow(numbers, plain_values(kind), missing).cast(kind)
+        drawn[column.name] = numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
     return pa.table(drawn)

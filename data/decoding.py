@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.columns import Column
+from data.grids import on_grid
 from data.types import from_ticks, integer_range, is_temporal, ticks_type
 
 
@@ -25,9 +26,7 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             return values.take(pa.array(cells[:, 0], mask=missing)).cast(storable(kind, column))
         case "numeric" | "count" | "timestamp":
             numbers = unwarped(destandardised(cells[:, 0], column.scale, column.mean[0]), column)
-            if column.lower is not None:
-                np.maximum(numbers, column.lower, out=numbers)
-            return numbers_to_arrow(numbers, plain_values(kind), missing).cast(kind)
+            return numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
         case "vector":
             elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
             return lists_to_arrow(numbers_to_arrow(elements, kind.value_type, None), kind, column.size, missing)
@@ -45,6 +44,13 @@ def destandardised(cells: NDArray[Any], scale: float, mean: float | NDArray[np.f
 def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
     """Returns x of u = asinh((x - center) / width), or u itself where the column has no width."""
     return u if column.width is None else column.center + column.width * np.sinh(u)
+
+
+def supported(numbers: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
+    """Returns numbers as the column has them: not below its range, on its grid (integers are rounded with their type)."""
+    if column.lower is not None:
+        numbers = np.maximum(numbers, column.lower)
+    return numbers if column.integer or column.resolution is None else on_grid(numbers, column.resolution)
 
 
 def storable(kind: pa.DataType, column: Column) -> pa.DataType:

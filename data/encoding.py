@@ -1,8 +1,10 @@
 """Arrow rows to compact arrays and back, both ways exact up to float32. No Ray, no torch.
 
-A field is a group of columns stored side by side: "numeric", "integer" (whole numbers and points in time), "warped" (whole numbers
-with heavy tails), "boolean", "categorical", and one field for each vector ("vector_0", ..) and image ("image_0", ..). Columns that
-condition the model have such fields of their own ("condition_numeric", ..), which add nothing to the log-Jacobian.
+A field is a group of columns stored side by side: "numeric", "integer" (multiples of a step: whole numbers, decimals and points in
+time), "warped" (the same with heavy tails), "boolean", "categorical", and one field for each vector ("vector_0", ..) and image
+("image_0", ..). Scalar columns of another likelihood than the default have fields of their own ("numeric_student_t", "count_poisson",
+..; counts of such a likelihood are stored as they are). Columns that condition the model have such fields of their own
+("condition_numeric", ..), which add nothing to the log-Jacobian.
 Arrays: FIELD [B, D], FIELD.valid [B, V] and log_jacobian [B]; B rows, D cells, V = D flags, or 1 where a row's cells are there or
 missing together. Fields of scalar columns are encoded column by column, so their arrays lie in Fortran order.
 """
@@ -42,8 +44,9 @@ class EncodingFormatError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """Columns that are stored in one array and share a likelihood. kind: numeric integer warped boolean categorical vector image.
+    """Columns that are stored in one array and share a likelihood. kind: numeric integer warped count boolean categorical vector image.
 
+    likelihood: its name where it is not the kind's default.
     condition: the columns condition the model and have no likelihood; their arrays make features alone.
     """
 
@@ -51,6 +54,7 @@ class Field:
     kind: str
     columns: tuple[Column, ...]
     condition: bool = False
+    likelihood: str | None = None
 
     @property
     def size(self) -> int:
@@ -103,17 +107,15 @@ class TableEncoding:
 
     def _fields(self, condition: bool) -> Iterator[Field]:
         groups: dict[str, list[Column]] = {}
-        for column in (column for column in self.columns if column.condition == condition):
+        for column in (column for column in self.columns if column.condition == condition and column.kind not in ("key", "ignored")):
             if column.kind in ("vector", "image"):
                 number = sum(name.startswith(column.kind) for name in groups)
                 groups[f"{column.kind}_{number}"] = [column]
-            elif column.kind in ("boolean", "categorical"):
-                groups.setdefault(column.kind, []).append(column)
-            elif column.kind not in ("key", "ignored"):
-                name = "numeric" if not column.integer else "integer" if column.width is None else "warped"
-                groups.setdefault(name, []).append(column)
+            else:
+                groups.setdefault(field_name(column), []).append(column)
         for name, columns in groups.items():
-            yield Field(f"condition_{name}" if condition else name, name.split("_")[0], tuple(columns), condition)
+            first = columns[0]
+            yield Field(f"condition_{name}" if condition else name, first.field_kind, tuple(columns), condition, first.field_likelihood)
 
     @property
     def field_columns(self) -> list[str]:
@@ -182,9 +184,20 @@ class TableEncoding:
         return decode(column, kind or self.schema.field(name).type, cells, valid)
 
 
+def field_name(column: Column) -> str:
+    """Returns the name of the field of a scalar column: its kind, and the likelihood where that is not the default."""
+    kind, likelihood = column.field_kind, column.field_likelihood
+    return kind if likelihood is None else likelihood if likelihood.startswith(kind) else f"{kind}_{likelihood}"
+
+
+# What few columns have: written where it is so, so that the others read as they always did.
+OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False}
+
+
 def column_json(column: Column) -> dict[str, Any]:
-    """Returns a column's numbers; its condition where it is one, so that the others read as they always did."""
-    return {name: value for name, value in asdict(column).items() if name != "condition" or value}
+    """Returns a column's numbers, without those that say nothing of it."""
+    usual = OPTIONAL | {"resolution": 1.0 if column.integer else None}
+    return {name: value for name, value in asdict(column).items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,7 @@ def encode_scalar_field(field: Field, batch: Batch) -> None:
 
 @np.errstate(over="ignore", invalid="ignore")  # null cells hold anything; the others are checked
 def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    """Writes standardised cells [D, B], 0 where not valid, and adds the log-Jacobian of the continuous columns' observed cells."""
+    """Writes standardised cells [D, B], 0 where not valid, and adds the log-Jacobian of the observed cells (of whole numbers: 0)."""
     for column, array, values, flags in zip(field.columns, columns, cells, valid, strict=True):
         numbers = raw_numbers(array)
         if column.kind == "count" and len(numbers) and numbers.min() < 0:
@@ -238,9 +251,16 @@ def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: N
             flags &= ~bad
             values[:] = np.clip(np.where(flags, y, 0.0), -LARGEST_CELL, LARGEST_CELL)  # numbers beyond float32 are its largest cells
         mask_missing(values, flags)
-    if not field.columns[0].integer and not field.condition:
-        logs = [math.log(column.scale) + math.log(column.width or 1.0) for column in field.columns]
+    logs = [log_stretch(column) for column in field.columns]
+    if any(logs) and not field.condition:
         batch.arrays[LOG_JACOBIAN] -= sums_where(valid, logs)
+
+
+def log_stretch(column: Column) -> float:
+    """Returns what an observed cell takes from the log-density: log of the step that has the mass, or of the scale (and the width)."""
+    if column.field_kind == "numeric":
+        return math.log(column.scale) + math.log(column.width or 1.0)
+    return math.log(column.resolution or 1.0)
 
 
 def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -251,7 +271,7 @@ def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDA
     else:
         np.subtract(numbers, column.center, out=y, dtype=np.float64)
         y *= 1 / column.width
-        if not column.integer and not column.condition:
+        if column.field_kind == "numeric" and not column.condition:
             batch.arrays[LOG_JACOBIAN] -= np.where(valid & np.isfinite(numbers), np.log(np.hypot(1, y)), 0.0)
         np.arcsinh(y, out=y)
         y -= column.mean[0]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.columns import Column, null_fraction
+from data.decoding import supported
 from data.encoding import TableEncoding
 from data.scales import RESOLUTION
 from data.statistics import ColumnSummary, TableSummary, summarise_table
@@ -58,7 +59,8 @@ def marginal(column: Column, item: pa.Field, summary: ColumnSummary) -> Marginal
     result |= {"mean": mean, "standard_deviation": float(np.sqrt(squares / total))}
     if column.kind in ("vector", "image"):
         return result
-    return result | {"quantiles": quantiles(summary, result["standard_deviation"])}
+    found = quantiles(summary, result["standard_deviation"])
+    return result | {"quantiles": None if found is None else supported(np.array(found), column).tolist()}
 
 
 def categories_of(column: Column) -> list[Any]:

@@ -28,21 +28,34 @@ def usable(scale: float) -> float:
     return 1.0 if scale <= MIN_SCALE else float(scale)
 
 
-@np.errstate(over="ignore")  # distances beyond float64 are infinite
 def heavy_tails(sketch: QuantileSketch) -> tuple[float, float] | None:
-    """Returns center and width (both finite, width > 0) of the asinh that draws heavy tails in, None where the tails are light.
-
-    The width is the standard deviation that the 10 % quantiles tell; where these are one value, as in counts that are mostly zero,
-    it is the other values' median distance from it.
-    """
+    """Returns center and width of the asinh that draws heavy tails in, None where the tails are light."""
     if sketch.count < MIN_TAIL_VALUES:
         return None
-    least, low, center, high, most = sketch.quantiles([0.001, 0.1, 0.5, 0.9, 0.999])
-    distances: NDArray[np.float64] = np.abs(sketch.middles() - center)
-    spread = (high - low) / GAUSSIAN_DECILES if high > low else median_of_others(distances, sketch.counts)
-    if not max(most - center, center - least) > HEAVY_TAIL * max(spread, RESOLUTION * abs(center)):
+    least, center, most = sketch.quantiles([0.001, 0.5, 0.999])
+    if not max(most - center, center - least) > HEAVY_TAIL * max(spread_of(sketch), RESOLUTION * abs(center)):
         return None
-    return center, max(spread, min(float(distances.max()), sys.float_info.max) / MAX_DISTANCE)
+    return center_and_width(sketch)
+
+
+@np.errstate(over="ignore")  # distances beyond float64 are infinite
+def center_and_width(sketch: QuantileSketch) -> tuple[float, float]:
+    """Returns center and width of an asinh, both finite; a width of 0 where the sketch tells no value from the others."""
+    center = sketch.quantile(0.5)
+    farthest = float(np.abs(sketch.middles() - center).max())
+    return center, max(spread_of(sketch), min(farthest, sys.float_info.max) / MAX_DISTANCE)
+
+
+@np.errstate(over="ignore")
+def spread_of(sketch: QuantileSketch) -> float:
+    """Returns the standard deviation that the 10 % quantiles tell.
+
+    Where these are one value, as in counts that are mostly zero, it is the other values' median distance from it.
+    """
+    low, center, high = sketch.quantiles([0.1, 0.5, 0.9])
+    if high > low:
+        return (high - low) / GAUSSIAN_DECILES
+    return median_of_others(np.abs(sketch.middles() - center), sketch.counts)
 
 
 def median_of_others(distances: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
@@ -59,3 +72,10 @@ def warped_moments(sketch: QuantileSketch, center: float, width: float) -> tuple
     warped: NDArray[np.float64] = np.arcsinh((sketch.middles() - center) / width)
     mean = float(np.average(warped, weights=sketch.counts))
     return mean, usable(float(np.sqrt(np.average((warped - mean) ** 2, weights=sketch.counts))))
+
+
+def log1p_moments(numbers: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Returns mean and standard deviation of log(1 + k) of numbers k that come so many times each."""
+    logs: NDArray[np.float64] = np.log1p(numbers)
+    mean = float(np.average(logs, weights=counts))
+    return mean, usable(float(np.sqrt(np.average((logs - mean) ** 2, weights=counts))))

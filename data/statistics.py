@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.grids import decimal_places, relative_rounding
 from data.hashing import hash_values
 from data.moments import Moments
 from data.sketches import DistinctSketch, QuantileSketch
@@ -37,7 +38,8 @@ class ColumnSummary:
 
     num_missing_elements: of lists, null or not finite. decimals: the least and the greatest, which float64 may not tell apart.
     sketch: of finite numbers. counts: None for types that are not counted. all_distinct: no value came twice within a leaf.
-    first_nonfinite: the file that holds the first NaN or infinity.
+    first_nonfinite: the file that holds the first NaN or infinity. decimal_places: the fewest that hold all floats or decimals
+    (grids.OFF_GRID for too many), 0 for other types.
     """
 
     num_values: int = 0
@@ -52,6 +54,7 @@ class ColumnSummary:
     distinct: DistinctSketch | None = None
     all_distinct: bool = True
     first_nonfinite: str | None = None
+    decimal_places: int = 0
 
     @property
     def num_distinct(self) -> float:
@@ -80,6 +83,7 @@ class ColumnSummary:
             merged(self.distinct, other.distinct),
             self.all_distinct and other.all_distinct,
             self.first_nonfinite or other.first_nonfinite,
+            max(self.decimal_places, other.decimal_places),
         )
 
     def finished(self) -> ColumnSummary:
@@ -165,6 +169,8 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
     if len(finite):
         summary.moments = Moments.of(finite[:, None])
         summary.sketch = QuantileSketch.of(finite)
+        if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+            summary.decimal_places = decimal_places(finite, relative_rounding(column.type))
     if pa.types.is_decimal(column.type):
         ends = pc.min_max(column.cast(pa.decimal256(MAX_DECIMAL_DIGITS, column.type.scale))).as_py()
         summary.decimals = ends["min"], ends["max"]

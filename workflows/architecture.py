@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data.cells import LARGEST_CELL
+from data.columns import Column
 from data.encoding import Field, TableEncoding
-from workflows.config import ModelConfig
+from data.likelihood_names import default_likelihood
+from vae.convolutions import is_image
+from workflows.config import ConfigError, ModelConfig
+
+# Logistics of a mixture: enough for several modes and a spike among them.
+NUM_COMPONENTS = 5
+# Of a density on no grid: none of the model's is narrower anyway, in standardised units.
+LEAST_LOG_SCALE = -7.0
+# Where a grid has no end: more steps from its center than any cell is.
+NO_END = 2.0**63
 
 
 def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
-    """Returns the arguments of vae.VAE for a table, plain JSON."""
+    """Returns the arguments of vae.VAE for a table, plain JSON. Raises ConfigError for a network that the table has no columns for."""
+    if "conv" in (model.network, model.decoder_network) and not any(is_image(c.shape) for c in encoding.columns if not c.condition):
+        raise ConfigError(
+            "model.network is 'conv', and no column is an image of H x W pixels, or with 1 or 3 channels; name one by --data.columns "
+            '\'{"COLUMN": {"kind": "image", "shape": [28, 28]}}\', or choose another network'
+        )
     return {
         "fields": [
             model_field(field, encoding) | (modelled_flags(field) if model.null_pattern else {})
@@ -38,43 +55,84 @@ def modelled_flags(field: Field) -> dict[str, list[int]]:
 
 
 def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
+    """Returns what the model is told of a field: its name, its likelihood's, and what that takes."""
+    with_flags = any(column.null_fraction > 0 or column.element_nulls for column in field.columns)
+    common = {"name": field.name, "valid_size": field.valid_size, "with_flags": with_flags}
+    if field.kind == "image":
+        common |= {"shape": list(field.columns[0].shape), "binarize": field.columns[0].binarize}
+    return common | likelihood_of(field, encoding)
+
+
+def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
     columns = field.columns
-    with_flags = any(column.null_fraction > 0 or column.element_nulls for column in columns)
-    common: dict[str, Any] = {"name": field.name, "valid_size": field.valid_size, "with_flags": with_flags}
-    match field.kind:
-        case "numeric":
-            return common | {"likelihood": "gaussian", "size": field.size}
-        case "boolean":
-            return common | {"likelihood": "bernoulli", "size": field.size}
-        case "categorical":
-            return common | {"likelihood": "categorical", "sizes": [column.num_codes for column in columns]}
-        case "integer":
-            return common | {
-                "likelihood": "discretised_gaussian",
-                "size": field.size,
-                "half_width": [0.5 / c.scale for c in columns],
-                "lower": [(float(c.lower or 0) - c.mean[0]) / c.scale for c in columns],
-                "upper": [(float(c.upper or 0) - c.mean[0]) / c.scale for c in columns],
-            }
-        case "warped":
-            return common | {
-                "likelihood": "warped_discretised_gaussian",
-                "size": field.size,
-                "width": [c.width for c in columns],
-                "mean": [c.mean[0] for c in columns],
-                "scale": [c.scale for c in columns],
-                "lower": [(c.lower or 0) - c.center for c in columns],
-                "upper": [(c.upper or 0) - c.center for c in columns],
-            }
-        case "vector" if not columns[0].integer:
-            return common | {"likelihood": "gaussian", "size": field.size, "shared_scale": True}
+    whole_list = field.kind in ("vector", "image") and columns[0].integer
+    name = field.likelihood or default_likelihood(field.kind, whole_list)
+    assert name is not None
+    if field.kind == "categorical":
+        return {"likelihood": name, "sizes": [column.num_codes for column in columns]}
+    named: dict[str, Any] = {"likelihood": name, "size": field.size}
+    if name.endswith("discretised_logistics"):
+        named["num_components"] = NUM_COMPONENTS
+    match name:
+        case "discretised_gaussian" | "discretised_logistics":
+            return named | (list_grid(columns[0], encoding) if whole_list else grid(columns))
+        case "warped_discretised_gaussian" | "warped_discretised_logistics":
+            return named | warped_grid(columns)
+        case "poisson" | "negative_binomial" | "zero_inflated_negative_binomial":
+            return named | {"mean": [c.log_mean for c in columns], "scale": [c.log_scale for c in columns]}
+        case "bernoulli" | "continuous_bernoulli":
+            return named | ({"storage": "uint8"} if field.kind == "image" else {})
         case _:
-            column = columns[0]
-            element = encoding.schema.field(column.name).type.value_type
-            low, high = standardised_range(element, np.array(column.mean), column.scale)
-            grid = {"half_width": [0.5 / column.scale], "lower": low.tolist(), "upper": high.tolist()}
-            stored = {"center": column.mean[0], "scale": column.scale, "storage": "uint8"} if field.kind == "image" else {}
-            return common | {"likelihood": "discretised_gaussian", "size": field.size} | grid | stored
+            return named | density(field, name)
+
+
+def density(field: Field, name: str) -> dict[str, Any]:
+    """Returns what the density of a field of numbers is told; a vector's elements share a scale where rows have none."""
+    if name == "logistics":
+        least = [least_log_scale(column) for column in field.columns for _ in range(column.size)]
+        return {"num_components": NUM_COMPONENTS, "min_log_scale": least}
+    if name == "gaussian_per_row":
+        return {"likelihood": "gaussian", "per_row": True}
+    return {"shared_scale": True} if field.kind == "vector" else {}
+
+
+def least_log_scale(column: Column) -> float:
+    """Returns the log of the least scale of a standardised density: half a step where values repeat at steps."""
+    if column.resolution is None:
+        return LEAST_LOG_SCALE
+    return max(LEAST_LOG_SCALE, math.log(0.5 * column.resolution / (column.scale * (column.width or 1.0))))
+
+
+def grid(columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Returns steps and ends of columns on grids, in standardised units."""
+    return {
+        "half_width": [0.5 * (c.resolution or 1.0) / c.scale for c in columns],
+        "lower": [-LARGEST_CELL if c.lower is None else (float(c.lower) - c.mean[0]) / c.scale for c in columns],
+        "upper": [LARGEST_CELL if c.upper is None else (float(c.upper) - c.mean[0]) / c.scale for c in columns],
+    }
+
+
+def warped_grid(columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Returns what an asinh does to columns on grids, and the grids' ends, in steps from the center."""
+    return {
+        "width": [(c.width or 1.0) / (c.resolution or 1.0) for c in columns],
+        "mean": [c.mean[0] for c in columns],
+        "scale": [c.scale for c in columns],
+        "lower": [-NO_END if c.lower is None else steps_from_center(c.lower, c) for c in columns],
+        "upper": [NO_END if c.upper is None else steps_from_center(c.upper, c) for c in columns],
+    }
+
+
+def steps_from_center(end: int, column: Column) -> float:
+    return float(np.rint((end - column.center) / (column.resolution or 1.0)))
+
+
+def list_grid(column: Column, encoding: TableEncoding) -> dict[str, Any]:
+    """Returns steps and ends of a list's integers; pixels are standardised by the model."""
+    element = encoding.schema.field(column.name).type.value_type
+    low, high = standardised_range(element, np.array(column.mean), column.scale)
+    ends = {"half_width": [0.5 / column.scale], "lower": low.tolist(), "upper": high.tolist()}
+    return ends | ({"center": column.mean[0], "scale": column.scale, "storage": "uint8"} if column.kind == "image" else {})
 
 
 def standardised_range(kind: pa.DataType, mean: np.ndarray[Any, Any], scale: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

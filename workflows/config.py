@@ -72,7 +72,8 @@ class DataConfig:
     """The column that identifies a row: it is not modelled, decides the split, and comes back with the embeddings."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overrides by column, e.g. '{"pixels": {"kind": "image", "shape": [28, 28]}, "ssn": {"kind": "ignored"}}';
-    kinds: numeric count boolean categorical timestamp vector image key ignored."""
+    kinds: numeric count boolean categorical timestamp vector image key ignored. "binarize": "per_epoch" of an image draws its pixels
+    black or white anew in every epoch."""
     condition: list[str] = field(default_factory=list)
     """Columns that the model is conditioned on: encoder and decoder are told them, they are not modelled, and the bound is one on
     log p(other columns | these). encode needs them as it needs the others; generate sets or draws them."""
@@ -138,6 +139,12 @@ class ModelConfig:
     that depends on the columns of data.condition."""
     num_prior_components: int = 100
     """Components of the priors mixture and vamp."""
+    likelihoods: dict[str, str] = field(default_factory=dict)
+    """Likelihoods by column where the default is not what is wanted, e.g. '{"visits": "negative_binomial", "income": "student_t"}';
+    numeric: gaussian gaussian_per_row student_t logistics; with a known step, and integers: discretised_gaussian discretised_logistics
+    warped_discretised_gaussian warped_discretised_logistics; count: these four, poisson negative_binomial zero_inflated_negative_binomial;
+    timestamp: discretised_gaussian discretised_logistics; vector: as numeric, of integers as timestamp; image: as timestamp,
+    continuous_bernoulli bernoulli."""
     null_pattern: bool = True
     """Which cells are null is modelled with the rest, one Bernoulli for every column that has nulls, and generated rows have nulls
     accordingly; its log-likelihood is reported apart from the ELBO of the cells that are there. false: neither."""
@@ -306,6 +313,8 @@ class TrainConfig:
     def check(self) -> None:
         for section in (self.data, self.model, self.objective, self.training, self.run, self.cluster):
             section.check()
+        if self.model.prior == "conditional" and not self.data.condition:
+            raise ConfigError("model.prior is 'conditional', and data.condition names no columns that it could depend on")
         if self.cluster.num_workers > self.data.num_logical_shards:
             raise ConfigError(
                 f"cluster.num_workers is {self.cluster.num_workers}, data.num_logical_shards is {self.data.num_logical_shards}: a worker "

@@ -718,8 +718,8 @@ def mixed_encoding() -> TableEncoding:
 def test_every_kind_is_in_the_mixed_table() -> None:
     fields = {field.name: [column.name for column in field.columns] for field in mixed_encoding().fields}
     assert fields == {
-        "numeric": ["price", "weight", "cost", "income"],
-        "integer": ["amount", "seats", "day", "moment"],
+        "numeric": ["price", "weight", "income"],
+        "integer": ["cost", "amount", "seats", "day", "moment"],
         "warped": ["visits"],
         "boolean": ["flag"],
         "categorical": ["colour", "code", "coded", "town"],
@@ -794,7 +794,7 @@ def test_the_log_jacobian_is_that_of_every_observed_continuous_cell() -> None:
             for cell in cells:
                 if cell is not None:
                     stretch = 1.0 if column.width is None else math.hypot(column.width, cell - column.center)
-                    expected[row] -= math.log(column.scale * stretch)
+                    expected[row] -= math.log(0.01 if name == "cost" else column.scale * stretch)
     found = encoding.encode(table, "here")[LOG_JACOBIAN]
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-12)

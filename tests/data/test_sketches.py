@@ -130,7 +130,7 @@ def test_negated_values_give_the_mirrored_sketch(values: list[float]) -> None:
 def test_middles_ascend_and_lie_in_their_own_bins(values: list[float]) -> None:
     sketch = quantile_sketch(values)
     middles = sketch.middles()
-    assert (np.diff(middles) > 0).all()
+    assert (middles[1:] > middles[:-1]).all()  # their differences may be beyond float64
     assert QuantileSketch.of(middles).bins.tolist() == sketch.bins.tolist()
 
 
