@@ -335,7 +335,7 @@ def test_pixels_to_be_binarised_are_stored_as_they_are_and_marked() -> None:
 
 
 def test_a_condition_is_not_binarised() -> None:
-    with pytest.raises(ConditionError, match="'grey' is binarised by data.columns"):
+    with pytest.raises(ConditionError, match=r"'grey' is binarised by data\.columns"):
         check_condition(mixed().schema, "id", {"grey": {"kind": "image", "binarize": "per_epoch"}}, ["grey"])
 
 
