@@ -30,6 +30,7 @@ from data.shard import Reader, bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
 from data.stream import NUM_AHEAD, Stream
 from data.table import RowGroup, Table, open_table
+from data.wishes import check_likelihoods, with_likelihoods
 from workflows.architecture import architecture
 from workflows.checkpoint import Checkpoints
 from workflows.cluster import Workers
@@ -98,6 +99,7 @@ def check_columns(config: TrainConfig, table: Table) -> None:
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
     check_overrides(table.schema, key, config.data.columns)
     check_condition(table.schema, key, config.data.columns, config.data.condition)
+    check_likelihoods(table.schema, key, config.data.columns, config.data.condition, config.model.likelihoods)
 
 
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
@@ -119,6 +121,7 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
     rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
     columns = conditioned(decide_columns(table.schema, summary, key, data.columns, rules), data.condition)
+    columns = with_likelihoods(columns, summary, config.model.likelihoods)
     encoding = TableEncoding(table.schema, tuple(columns), key, data.nonfinite)
     sources = {TRAIN: source}
     if validation_table is not None:
