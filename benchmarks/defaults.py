@@ -28,8 +28,9 @@ from data.plan import Plan, shard_bounds
 from data.reading import RowReader
 from data.shard import bytes_per_row
 from data.split import TRAIN, VALIDATION, split_rows, take
-from data.statistics import merge_all, summarise_table
+from data.statistics import TableSummary, merge_all, summarise_table
 from data.table import Table, open_table
+from data.wishes import with_likelihoods
 from vae.model import VAE
 from vae.objective import Loss
 from vae.rows import Rows
@@ -72,16 +73,20 @@ class Silence:
     stop, kept = False, 0
 
 
-def encoding_of(table: Table, key: str | None, fractions: tuple[float, float]) -> TableEncoding:
-    """Returns the encoding that train.py fits: to the training rows."""
+def summary_of(table: Table, key: str | None, fractions: tuple[float, float]) -> TableSummary:
+    """Returns the summary of the training rows."""
     with RowReader(table.filesystem, table.schema) as reader:
         slices = [(part, rows) for group in table.row_groups() for part, rows in reader.slices(group)]
-    summary = merge_all(
+    return merge_all(
         summarise_table(take(rows, split_rows(rows, part, key, fractions) == TRAIN), (number, 0, 0))
         for number, (part, rows) in enumerate(slices)
     )
-    columns = decide_columns(table.schema, summary, key, {}, Rules())
-    return TableEncoding(table.schema, tuple(columns), key)
+
+
+def encoding_of(table: Table, key: str | None, summary: TableSummary, config: TrainConfig) -> TableEncoding:
+    """Returns the encoding that train.py fits: to the training rows."""
+    columns = decide_columns(table.schema, summary, key, config.data.columns, Rules())
+    return TableEncoding(table.schema, tuple(with_likelihoods(columns, summary, config.model.likelihoods)), key)
 
 
 def held(rows: Rows, num_shards: int) -> HeldRows:
@@ -127,9 +132,10 @@ def main() -> None:
     torch.set_flush_denormal(True)
     fractions = next(iter(configs.values())).data.fractions
     table = open_table(chosen.data)
-    encoding = encoding_of(table, chosen.key, fractions)
-    sides = {side: encoded_rows(table, encoding, side, fractions) for side in (TRAIN, VALIDATION)}
+    summary = summary_of(table, chosen.key, fractions)
     for variant, config in configs.items():
+        encoding = encoding_of(table, chosen.key, summary, config)
+        sides = {side: encoded_rows(table, encoding, side, fractions) for side in (TRAIN, VALIDATION)}
         found = {"data": Path(chosen.data).name, "common": chosen.common, "variant": variant, **train(config, encoding, sides)}
         print(json.dumps(found), flush=True)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from data.grids import on_grid, relative_rounding, resolution
+from data.grids import on_grid, relative_rounding, resolution, spike_of
 from data.likelihood_names import CONTINUOUS, COUNTS, default_likelihood
 from data.listing import DataError
 from data.scales import heavy_tails, usable, warped_moments
@@ -56,6 +56,7 @@ class Column:
     likelihood: its name where one was named; the model knows what it means.
     log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
     binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
+    spike: the value on the grid that comes most often, and its share, where that is considerable.
     other: categories that are not listed have one code together, after all listed ones.
     element_nulls: a vector's or image's elements may be missing one by one.
     condition: the model is told the column and does not model it.
@@ -83,6 +84,7 @@ class Column:
     log_mean: float = 0.0
     log_scale: float = 1.0
     binarize: bool = False
+    spike: list[float] | None = None
 
     def __post_init__(self) -> None:
         if self.integer and self.resolution is None:
@@ -336,6 +338,8 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         # Where no value is negative, generated ones are not either, as of counts.
         lower = 0 if step is not None and moments.minimum[0] >= 0 else None
         column = replace(column, resolution=step, lower=lower, reason=reason if step is None else f"{reason}; steps of {step:g}")
+    if column.resolution is not None:
+        column = replace(column, spike=spike_of(sketch, column.resolution))
     if tails is None:
         return column
     return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")

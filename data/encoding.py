@@ -191,7 +191,7 @@ def field_name(column: Column) -> str:
 
 
 # What few columns have: written where it is so, so that the others read as they always did.
-OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False}
+OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False, "spike": None}
 
 
 def column_json(column: Column) -> dict[str, Any]:

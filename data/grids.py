@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.scales import median_of_others
+from data.scales import RESOLUTION, median_of_others
 from data.sketches import QuantileSketch
 
 # Steps are looked for down to a millionth.
@@ -14,6 +14,8 @@ MAX_PLACES = 6
 # More places than are looked for.
 OFF_GRID = MAX_PLACES + 1
 INVERSES = 10.0 ** np.arange(OFF_GRID)
+# A value with at least this share of the rows is a spike among numbers.
+MIN_SPIKE_SHARE = 0.05
 # So few values refute nearly every column that is on no grid.
 SAMPLE_VALUES = 64
 # Values that are tested at once: float64 that a second-level cache holds twice.
@@ -99,3 +101,12 @@ def on_grid(numbers: NDArray[np.float64], step: float) -> NDArray[np.float64]:
     """Returns the multiples of a step 10^-k that are nearest to numbers, as the float64 nearest to each decimal."""
     inverse = float(round(1 / step))
     return np.rint(numbers * inverse) / inverse + 0.0  # no negative zero
+
+
+def spike_of(sketch: QuantileSketch, step: float) -> list[float] | None:
+    """Returns the number on the grid that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
+    most = int(np.argmax(sketch.counts))
+    middle, share = float(sketch.middles()[most]), float(sketch.counts[most]) / sketch.count
+    if share < MIN_SPIKE_SHARE or share == 1.0 or abs(middle) * RESOLUTION > step:
+        return None
+    return [float(on_grid(np.array(middle), step)), share]

@@ -15,6 +15,8 @@ from vae.logistic_mass import log_logistic_density
 from vae.mixture_mass import log_mixture_mass, sum_log_mixture_mass
 
 MAX_BASE_LOGIT = 1e3
+# A component on a spike starts with this log scale in half-widths of its interval, in which it has all but 0.1 % of its mass.
+SPIKE_LOG_WIDTH = -2.0
 
 
 class Components(NamedTuple):
@@ -45,10 +47,13 @@ class Mixture(Likelihood):
     """What likelihoods of mixtures share: decoder outputs [.., B, 3 K D] to components, around a base [K, D] that rows share.
 
     The base is a mixture of mean 0 and variance 1, as standardised cells have, whose components start at the normal
-    quantiles of equal shares: what starts alike would stay alike.
+    quantiles of equal shares: what starts alike would stay alike. Where a cell has a spike, the first component starts on it and moves
+    in units of its width: gradients would not find so narrow a place, nor an optimiser's steps stay there.
     """
 
     min_log_scale: Tensor
+    anchor: Tensor
+    reach: Tensor
 
     def __init__(self, size: int, num_components: int, min_log_scale: Sequence[float]) -> None:
         super().__init__()
@@ -63,6 +68,25 @@ class Mixture(Likelihood):
         self.location = nn.Parameter(location.float()[:, None].repeat(1, size))
         self.log_scale = nn.Parameter(torch.full((num_components, size), log_scale))
         self.register_buffer("min_log_scale", torch.tensor(min_log_scale, dtype=torch.float32), persistent=False)
+        self.register_buffer("anchor", torch.zeros(num_components, size), persistent=False)
+        self.register_buffer("reach", torch.ones(num_components, size), persistent=False)
+        self.has_spikes = False
+
+    @torch.no_grad()
+    def start_on(self, spikes: Sequence[Sequence[float] | None] | None, grid: Grid) -> None:
+        """Puts the first component on the spike of each cell that has one: the stored value and its share of the rows."""
+        found = [(cell, *spike) for cell, spike in enumerate(spikes or []) if spike is not None]
+        if not found or self.shape[1] == 1:
+            return
+        self.has_spikes = True
+        cells = torch.tensor([cell for cell, _, _ in found])
+        value, share = torch.tensor([pair for _, *pair in found], dtype=torch.float32).unbind(1)
+        everywhere = self.anchor.new_zeros(1, self.size)
+        everywhere[0, cells] = value
+        log_scale = grid.interval(everywhere).half_width.expand(1, -1)[0, cells].log() + SPIKE_LOG_WIDTH
+        self.anchor[0, cells], self.reach[0, cells] = value, log_scale.exp()
+        self.location[0, cells], self.log_scale[0, cells] = 0.0, log_scale
+        self.logits[0, cells] = torch.log(share * (self.shape[1] - 1) / (1 - share))
 
     def components(self, outputs: Tensor) -> Components:
         """Returns the mixtures that decoder outputs name."""
@@ -70,7 +94,10 @@ class Mixture(Likelihood):
         log_scale = torch.maximum(self.log_scale + log_scale, self.min_log_scale).clamp(max=MAX_LOG_SCALE)
         # The base is bounded for the sum to be finite: beyond, a component has no weight anyhow.
         log_weights = torch.log_softmax(self.logits.clamp(-MAX_BASE_LOGIT, MAX_BASE_LOGIT) + logits, -2)
-        return Components(log_weights, self.location + location, log_scale)
+        location = self.location + location
+        if self.has_spikes:
+            location = self.anchor + self.reach * location
+        return Components(log_weights, location, log_scale)
 
 
 class LogisticsCells(CellDistribution):
@@ -140,10 +167,12 @@ class DiscretisedLogistics(Mixture):
         scale: float = 1.0,
         storage: str = "float32",
         num_components: int = 5,
+        spikes: Sequence[Sequence[float] | None] | None = None,
     ) -> None:
         grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
         super().__init__(size, num_components, grid.min_log_scale())
         self.grid = grid
+        self.start_on(spikes, grid)
 
     def features(self, values: Tensor) -> Tensor:
         return self.grid.features(values)
@@ -164,10 +193,12 @@ class WarpedDiscretisedLogistics(Mixture):
         lower: Sequence[float],
         upper: Sequence[float],
         num_components: int = 5,
+        spikes: Sequence[Sequence[float] | None] | None = None,
     ) -> None:
         grid = WarpedGrid(size, width, mean, scale, lower, upper)
         super().__init__(size, num_components, grid.min_log_scale())
         self.grid = grid
+        self.start_on(spikes, grid)
 
     def forward(self, outputs: Tensor) -> LogisticsMassCells:
         return LogisticsMassCells(self.components(outputs), self.grid)

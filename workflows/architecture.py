@@ -75,9 +75,9 @@ def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
         named["num_components"] = NUM_COMPONENTS
     match name:
         case "discretised_gaussian" | "discretised_logistics":
-            return named | (list_grid(columns[0], encoding) if whole_list else grid(columns))
+            return named | (list_grid(columns[0], encoding) if whole_list else grid(columns) | spikes(columns, name))
         case "warped_discretised_gaussian" | "warped_discretised_logistics":
-            return named | warped_grid(columns)
+            return named | warped_grid(columns) | spikes(columns, name)
         case "poisson" | "negative_binomial" | "zero_inflated_negative_binomial":
             return named | {"mean": [c.log_mean for c in columns], "scale": [c.log_scale for c in columns]}
         case "bernoulli" | "continuous_bernoulli":
@@ -121,6 +121,20 @@ def warped_grid(columns: tuple[Column, ...]) -> dict[str, Any]:
         "lower": [-NO_END if c.lower is None else steps_from_center(c.lower, c) for c in columns],
         "upper": [NO_END if c.upper is None else steps_from_center(c.upper, c) for c in columns],
     }
+
+
+def spikes(columns: tuple[Column, ...], name: str) -> dict[str, Any]:
+    """Returns where mixtures start: of each column that has a spike, its cell as it is stored and its share."""
+    if not name.endswith("logistics") or not any(c.spike for c in columns):
+        return {}
+    return {"spikes": [None if c.spike is None else [stored(c.spike[0], c), c.spike[1]] for c in columns]}
+
+
+def stored(value: float, column: Column) -> float:
+    """Returns a number as the encoding stores it."""
+    if column.width is not None:
+        value = math.asinh((value - column.center) / column.width)
+    return (value - column.mean[0]) / column.scale
 
 
 def steps_from_center(end: int, column: Column) -> float:
