@@ -15,8 +15,8 @@ NAMES = (*CONTINUOUS, *MASSES, *WARPED_MASSES, *COUNTS, *SHADES, "categorical")
 # What a kind of field has where nothing is named, but for lists of whole numbers.
 DEFAULTS = {
     "numeric": "gaussian",
-    "integer": "discretised_gaussian",
-    "warped": "warped_discretised_gaussian",
+    "integer": "discretised_logistics",
+    "warped": "warped_discretised_logistics",
     "boolean": "bernoulli",
     "categorical": "categorical",
     "vector": "gaussian",

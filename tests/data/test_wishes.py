@@ -134,8 +134,8 @@ def test_a_column_can_have_the_likelihoods_of_its_kind_and_no_other(name: str, w
 
 def test_columns_that_share_storage_and_likelihood_share_a_field() -> None:
     likelihoods = {
-        **{"height": "student_t", "income": "student_t", "degrees": "gaussian", "rain": "discretised_gaussian"},
-        **{"visits": "poisson", "clicks": "negative_binomial", "balance": "warped_discretised_logistics", "stamp": "discretised_logistics"},
+        **{"height": "student_t", "income": "student_t", "degrees": "gaussian", "rain": "discretised_logistics"},
+        **{"visits": "poisson", "clicks": "negative_binomial", "balance": "warped_discretised_gaussian", "stamp": "discretised_gaussian"},
         "grey": "continuous_bernoulli",
     }
     encoding = fit(mixed(), likelihoods, key="id")
@@ -143,10 +143,10 @@ def test_columns_that_share_storage_and_likelihood_share_a_field() -> None:
         "numeric_student_t": ["height", "income"],
         "integer": ["rain"],
         "numeric": ["degrees"],
-        "warped_discretised_logistics": ["balance"],
+        "warped_discretised_gaussian": ["balance"],
         "count_poisson": ["visits"],
         "count_negative_binomial": ["clicks"],
-        "integer_discretised_logistics": ["stamp"],
+        "integer_discretised_gaussian": ["stamp"],
         "boolean": ["flag"],
         "categorical": ["town"],
         "vector_0": ["vector"],
@@ -161,7 +161,14 @@ def test_columns_that_share_storage_and_likelihood_share_a_field() -> None:
 
 @pytest.mark.parametrize("name", ["height", "rain", "visits", "stamp", "town", "vector", "grey"])
 def test_the_default_may_be_named_and_changes_nothing_but_the_reason(name: str) -> None:
-    defaults = {"height": "gaussian", "rain": "warped_discretised_gaussian", "town": "categorical", "vector": "gaussian"}
+    defaults = {
+        "height": "gaussian",
+        "rain": "warped_discretised_logistics",
+        "visits": "discretised_logistics",
+        "stamp": "discretised_logistics",
+        "town": "categorical",
+        "vector": "gaussian",
+    }
     encoding = fit(mixed(), {name: defaults.get(name, "discretised_gaussian")}, key="id")
     assert fields_of(encoding) == DEFAULT_FIELDS
     plain = fit(mixed(), {}, key="id").encode(mixed(), "here")
@@ -226,7 +233,7 @@ def test_counts_that_float32_does_not_hold_cannot_be_raw(wish: str) -> None:
 
 
 def test_masses_with_and_without_an_asinh_are_what_their_names_say() -> None:
-    named = {"rain": "discretised_logistics", "clicks": "discretised_gaussian", "visits": "warped_discretised_gaussian"}
+    named = {"rain": "discretised_gaussian", "clicks": "discretised_logistics", "visits": "warped_discretised_logistics"}
     encoding, table = fit(mixed(), named, key="id"), mixed()
     for name in ("rain", "clicks"):
         column, values = column_named(encoding, name), table[name].to_numpy()
@@ -242,7 +249,7 @@ def test_masses_with_and_without_an_asinh_are_what_their_names_say() -> None:
 
 
 def test_an_asinh_of_values_that_the_sketch_cannot_tell_apart_has_a_width() -> None:
-    encoding = fit(pa.table({"k": [10**9 + i % 40 for i in range(200)]}), {"k": "warped_discretised_gaussian"})
+    encoding = fit(pa.table({"k": [10**9 + i % 40 for i in range(200)]}), {"k": "warped_discretised_logistics"})
     column = encoding.columns[0]
     assert column.width is not None
     assert column.width > 0
