@@ -4,8 +4,8 @@
     python workflows/generate.py --model models:/vae@candidate --num_rows 50000 --output.path GENERATED
     python benchmarks/generated.py TABLE GENERATED/model_version=1
 
-Limits: categories' frequencies within 3 points, null rates within 1 point, quantiles of numbers (5, 25, 50, 75, 95 %) within 5 % of the real
-5 to 95 % range (of the whole range, where that is one value), and the share of a number's most frequent value (10 % or more)
+Limits: categories' frequencies within 3 points, null rates within 1 point, quantiles of numbers (5, 25, 50, 75, 95 %) within 5 % of the
+real 5 to 95 % range (of the whole range, where that is one value), and the share of a number's most frequent value (10 % or more)
 within 3 points. Columns that are missing, constant or null in the generated rows are listed and not compared. Printed: a line per column
 with its worst figure, what is beyond its limit, and a JSON line.
 """
