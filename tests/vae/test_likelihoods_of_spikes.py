@@ -50,6 +50,37 @@ def test_maximum_likelihood_keeps_a_spike_of_92_percent_in_the_middle_of_a_range
     assert mass_of(gaussian, fitted(gaussian, cells), cells.min()) < share - 0.2
 
 
+@pytest.mark.parametrize("factor", [100, 10**4])
+def test_a_component_that_starts_on_a_spike_stays_however_narrow_it_is(factor: int) -> None:
+    """Where a range is 30,000 times as wide as an integer, no gradient leads to it; the default is told where the spike is."""
+    values = factor * spiked()
+    share = (values == 0).double().mean().item()
+    mean, scale = values.mean().item(), values.std().item()
+    grid = {"half_width": [0.5 / scale], "lower": [(-300 * factor - mean) / scale], "upper": [(300 * factor - mean) / scale]}
+    cells = (values - mean) / scale
+    start = [[cells.min().item(), share]]
+    likelihood = DiscretisedLogistics(1, spikes=start, **grid).double()
+    outputs = torch.zeros(1, likelihood.num_outputs, dtype=torch.float64)
+    assert mass_of(likelihood, outputs, cells.min()) > 0.9 * share
+    found = fitted(likelihood, cells)
+    assert abs(mass_of(likelihood, found, cells.min()) - share) < 0.01
+    drawn = likelihood(found.expand(20_000, -1)).sample(generator(2))
+    assert abs((drawn - cells.min()).abs().lt(0.5 / scale).double().mean().item() - share) < 0.01
+    lost = DiscretisedLogistics(1, **grid).double()
+    assert mass_of(lost, fitted(lost, cells), cells.min()) < share - 0.1
+
+
+def test_a_spike_after_a_warp_starts_with_its_share() -> None:
+    grid = {"width": [1000.0, 50.0], "mean": [1.0, 0.0], "scale": [2.0, 1.0], "lower": [0, 0], "upper": [10**6, 10**6]}
+    cell = (math.asinh(7 / 1000) - 1) / 2
+    likelihood = WarpedDiscretisedLogistics(2, spikes=[[cell, 0.6], None], **grid).double()
+    outputs = torch.zeros(1, likelihood.num_outputs, dtype=torch.float64)
+    masses = likelihood(outputs).log_prob(torch.tensor([[cell, 0.1]], dtype=torch.float64)).exp()
+    assert masses[0, 0].item() == pytest.approx(0.6, abs=0.01)
+    plain = WarpedDiscretisedLogistics(2, **grid).double()
+    assert likelihood(outputs).log_prob(torch.zeros(1, 2).double())[0, 1] == plain(outputs).log_prob(torch.zeros(1, 2).double())[0, 1]
+
+
 def test_maximum_likelihood_keeps_a_spike_after_a_warp_away_from_0() -> None:
     values = torch.where(spiked() == 0, 10.0, spiked())
     share = (values == 10).double().mean().item()
