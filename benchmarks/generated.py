@@ -2,7 +2,7 @@
 
     python workflows/train.py --data.path TABLE
     python workflows/generate.py --model models:/vae@candidate --num_rows 50000 --output.path GENERATED
-    python benchmarks/generated.py TABLE GENERATED/model_version=1
+    python benchmarks/generated.py TABLE GENERATED
 
 Limits: categories' frequencies within 3 points, null rates within 1 point, quantiles of numbers (5, 25, 50, 75, 95 %) within 5 % of the
 real 5 to 95 % range (of the whole range, where that is one value), and the share of a number's most frequent value (10 % or more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_a_component_that_starts_on_a_spike_stays_however_narrow_it_is(factor: i
 
 
 def test_a_spike_after_a_warp_starts_with_its_share() -> None:
-    grid = {"width": [1000.0, 50.0], "mean": [1.0, 0.0], "scale": [2.0, 1.0], "lower": [0, 0], "upper": [10**6, 10**6]}
+    grid: dict[str, Any] = {"width": [1000.0, 50.0], "mean": [1.0, 0.0], "scale": [2.0, 1.0], "lower": [0, 0], "upper": [10**6, 10**6]}
     cell = (math.asinh(7 / 1000) - 1) / 2
     likelihood = WarpedDiscretisedLogistics(2, spikes=[[cell, 0.6], None], **grid).double()
     outputs = torch.zeros(1, likelihood.num_outputs, dtype=torch.float64)
