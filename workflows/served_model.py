@@ -14,13 +14,16 @@ import torch
 from mlflow.models import set_model
 
 from data.encoding import TableEncoding
+from data.filling import filling_cells, merged, missing_cells
 from vae import Rows, load_bundle
+from vae.imputation import posterior_cells
 
 SCORE_SAMPLES = 8
+FILL_SAMPLES = 32
 
 
 class ServedVAE(mlflow.pyfunc.PythonModel):
-    """predict(frame) gives z_mean_0..; params={"task": "score"} gives elbo_nats_per_row."""
+    """predict(frame) gives z_mean_0..; params={"task": "score"} elbo_nats_per_row; "reconstruct" the frame, its missing cells filled."""
 
     def load_context(self, context: Any) -> None:
         bundle = load_bundle(context.artifacts["bundle"])
@@ -29,15 +32,31 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Returns one row per row of the frame, in its order. Raises ValueError for an unknown task or unsuitable columns."""
         task = (params or {}).get("task", "encode")
-        if task not in ("encode", "score"):
-            raise ValueError(f"task is {task!r}; it must be encode or score")
-        rows = Rows.from_arrays(self.encoding.encode(self._to_arrow(model_input), "the frame"))
+        if task not in ("encode", "score", "reconstruct"):
+            raise ValueError(f"task is {task!r}; it must be encode, score or reconstruct")
+        table = self._to_arrow(model_input)
+        rows = Rows.from_arrays(self.encoding.encode(table, "the frame"))
+        if task == "reconstruct":
+            return self._filled(model_input, table, rows)
         with torch.inference_mode():
             if task == "encode":
                 z_mean = self.model.posterior(rows).mean.numpy()
                 return pd.DataFrame(z_mean, columns=[f"z_mean_{i}" for i in range(z_mean.shape[1])])
             noise = torch.randn(SCORE_SAMPLES, rows.num_rows, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
             return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)})
+
+    def _filled(self, frame: pd.DataFrame, table: pa.Table, rows: Rows) -> pd.DataFrame:
+        columns = [column for column in self.encoding.columns if column.name in self.encoding.modelled]
+        found = posterior_cells(self.model, rows, FILL_SAMPLES, torch.Generator().manual_seed(0))
+        cells = filling_cells(self.encoding, columns, found)
+        result = frame.copy()
+        for column in columns:
+            missing = missing_cells(table[column.name], column, self.encoding.nonfinite)
+            if missing.any():
+                kind = table.schema.field(column.name).type
+                replacement = self.encoding.decode_column(column.name, cells[column.name], np.ones(len(frame), np.bool_), kind)
+                result[column.name] = merged(table[column.name], replacement, missing, kind).to_pandas().to_numpy()
+        return result
 
     def _to_arrow(self, frame: pd.DataFrame) -> pa.Table:
         missing = [name for name in self.encoding.inputs if name not in frame.columns]

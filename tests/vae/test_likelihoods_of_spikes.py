@@ -57,7 +57,11 @@ def test_a_component_that_starts_on_a_spike_stays_however_narrow_it_is(factor: i
     values = factor * spiked()
     share = (values == 0).double().mean().item()
     mean, scale = values.mean().item(), values.std().item()
-    grid = {"half_width": [0.5 / scale], "lower": [(-300 * factor - mean) / scale], "upper": [(300 * factor - mean) / scale]}
+    grid: dict[str, Any] = {
+        "half_width": [0.5 / scale],
+        "lower": [(-300 * factor - mean) / scale],
+        "upper": [(300 * factor - mean) / scale],
+    }
     cells = (values - mean) / scale
     start = [[cells.min().item(), share]]
     likelihood = DiscretisedLogistics(1, spikes=start, **grid).double()

@@ -162,8 +162,26 @@ def test_pyfunc_scores_rows_and_refuses_other_tasks(trained: Trained, client: ml
     frame = pd.read_parquet(trained.table).drop(columns="id")
     scores = model.predict(frame, params={"task": "score"})["elbo_nats_per_row"]
     assert scores.mean() == pytest.approx(trained.json["train"]["elbo_nats_per_row"], abs=2)
-    with pytest.raises(ValueError, match="encode or score"):
+    with pytest.raises(ValueError, match="encode, score or reconstruct"):
         model.predict(frame, params={"task": "dance"})
+
+
+def test_pyfunc_fills_what_is_missing_and_leaves_the_rest(trained: Trained, client: mlflow.MlflowClient) -> None:
+    model = mlflow.pyfunc.load_model("models:/digits@candidate")
+    frame = pd.read_parquet(trained.table)
+    frame.loc[::7, "ink"] = None
+    filled = model.predict(frame, params={"task": "reconstruct"})
+    assert list(filled.columns) == list(frame.columns)
+    for name in ("ink", "stroke"):
+        there = frame[name].notna()
+        assert not there.all()
+        assert filled[name].notna().all()
+        assert (filled[name][there] == frame[name][there]).all()
+    real = pd.read_parquet(trained.table)["ink"]
+    holes = frame["ink"].isna() & real.notna()
+    errors = (filled["ink"] - real)[holes]
+    assert errors.std() < 0.7 * real.std()
+    assert (filled["id"] == frame["id"]).all()
 
 
 def test_a_second_encode_does_nothing_and_a_new_file_only_adds(trained: Trained, encoded: Outcome, tmp_path: Path) -> None:
