@@ -14,8 +14,8 @@ from vae.model import VAE
 from vae.posteriors import Posterior
 from vae.rows import Rows
 
-# Cells that are scored at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
-MAX_CELLS = 2**23
+# Decoder outputs that are made at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
+MAX_OUTPUTS = 2**23
 
 
 def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -23,8 +23,7 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
 
     Their mean is the ELBO, and log-mean-exp of K of them the importance-weighted bound (Burda et al. 2016), in expectation.
     """
-    num_cells = sum(values.shape[1] for values in rows.values.values())
-    at_once = max(1, MAX_CELLS // max(1, rows.num_rows * num_cells))
+    at_once = samples_at_once(model, rows)
     condition = model.condition(rows)
     p_z = model.latent_prior(condition)
     parts = []
@@ -41,13 +40,18 @@ def log_evidence_bound(model: VAE, rows: Rows, num_importance_samples: int, gene
     In expectation a lower bound that does not decrease with the number of samples. Memory does not depend on that number.
     """
     q_z = model.posterior(rows)
-    size = max(1, MAX_CELLS // max(1, rows.num_rows * sum(values.shape[1] for values in rows.values.values())))
+    size = samples_at_once(model, rows)
     total: Tensor | None = None
     for begin in range(0, num_importance_samples, size):
         part = log_weights(model, rows, q_z, min(size, num_importance_samples - begin), generator).double().logsumexp(0)
         total = part if total is None else torch.logaddexp(total, part)
     assert total is not None, "at least one sample is needed"
     return total - math.log(num_importance_samples)
+
+
+def samples_at_once(model: VAE, rows: Rows) -> int:
+    """Returns the samples per row whose decoder outputs keep within MAX_OUTPUTS, one at least."""
+    return max(1, MAX_OUTPUTS // max(1, rows.num_rows * sum(model.output_sizes)))
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
