@@ -6,17 +6,41 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vae.model import VAE
+from vae.oracle import LOG_2PI
 from vae.rows import Rows
 
 
 def digits() -> Tensor:
     """The 1797 digits, pixels 0..16 divided by 16, [1797, 64] in float64."""
-    return torch.from_numpy(load_digits().data) / 16
+    pixels: Tensor = torch.from_numpy(load_digits().data) / 16
+    return pixels
+
+
+def observed_digits() -> Tensor:
+    """Which pixels of them are observed when 20 % are missing at random, bool [1797, 64]."""
+    return torch.from_numpy(np.random.default_rng(20260101).random((1797, 64)) > 0.2)
+
+
+def observed_log_evidence(model: VAE, rows: Rows, name: str) -> Tensor:
+    """Returns log p(x_observed) of a linear decoder of one field in nats in data units, exact, [B] in float64.
+
+    It is N(x_o; b_o, (W W^T + variance I)_oo), o being the row's observed cells; missing ones have unit variance and no residual here.
+    """
+    parameters = {key: value.detach().double() for key, value in model.named_parameters()}
+    weight, variance = parameters["decoder.weight"], torch.exp(2 * parameters[f"likelihoods.{name}.log_scale"])
+    observed, eye = rows.valid[name], torch.eye(len(weight), dtype=torch.float64)
+    covariance = torch.where(observed[:, :, None] & observed[:, None], weight @ weight.mT + variance * eye, eye)
+    residual = torch.where(observed, rows.values[name].double() - parameters["decoder.bias"], 0.0)
+    factor = torch.linalg.cholesky(covariance)
+    standardised = torch.linalg.solve_triangular(factor, residual[..., None], upper=False).squeeze(-1)
+    log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (observed.sum(-1) * LOG_2PI + log_determinant + standardised.square().sum(-1)) + rows.log_jacobian.double()
 
 
 def vector_field(size: int) -> dict[str, Any]:
@@ -48,7 +72,8 @@ def exact_noise(num_rows: int, latent_dim: int) -> Tensor:
 def exact_elbo(model: VAE, rows: Rows) -> Tensor:
     """Returns the ELBO of a linear decoder without Monte-Carlo error, [B]."""
     noise = exact_noise(rows.num_rows, model.latent_dim).to(model.dtype)
-    return model.elbo(rows, noise).elbo.mean(0)
+    elbo: Tensor = model.elbo(rows, noise).elbo.mean(0)
+    return elbo
 
 
 def maximise(objective: Callable[[], Tensor], parameters: Iterable[Tensor], max_iter: int, tolerance_change: float) -> None:
