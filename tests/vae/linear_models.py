@@ -40,7 +40,8 @@ def observed_log_evidence(model: VAE, rows: Rows, name: str) -> Tensor:
     factor = torch.linalg.cholesky(covariance)
     standardised = torch.linalg.solve_triangular(factor, residual[..., None], upper=False).squeeze(-1)
     log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * (observed.sum(-1) * LOG_2PI + log_determinant + standardised.square().sum(-1)) + rows.log_jacobian.double()
+    log_p: Tensor = -0.5 * (observed.sum(-1) * LOG_2PI + log_determinant + standardised.square().sum(-1))
+    return log_p + rows.log_jacobian.double()
 
 
 def vector_field(size: int) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def exact_noise(num_rows: int, latent_dim: int) -> Tensor:
     The average of a quadratic over them is its expectation over the standard normal, and a linear decoder's log-likelihood is
     quadratic in z: with them the one-sample bound, averaged, is the ELBO and has no Monte-Carlo error.
     """
-    corners = math.sqrt(latent_dim + 1) * torch.linalg.svd(torch.eye(latent_dim + 1, dtype=torch.float64) - 1 / (latent_dim + 1)).U
+    corners: Tensor = math.sqrt(latent_dim + 1) * torch.linalg.svd(torch.eye(latent_dim + 1, dtype=torch.float64) - 1 / (latent_dim + 1)).U
     return corners[:, None, :latent_dim].expand(-1, num_rows, -1)
 
 

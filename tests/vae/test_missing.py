@@ -55,7 +55,7 @@ def trained() -> VAE:
     num_steps = EPOCHS * math.ceil(rows.num_rows / ROWS_PER_STEP)
     step = 0
     for _ in range(EPOCHS):
-        for index in torch.randperm(rows.num_rows, generator=g).split(ROWS_PER_STEP):
+        for index in torch.split(torch.randperm(rows.num_rows, generator=g), ROWS_PER_STEP):
             rise = min(1.0, (step + 1) / (num_steps // 100))
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * rise * 0.5 * (1 + math.cos(math.pi * step / num_steps))
             optimiser.zero_grad()
