@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 from torch import Tensor
 
+from tests.vae.linear_models import standardised, vector_field
 from vae.model import VAE, Bound
 from vae.oracle import PPCA, fit_ppca
 from vae.rows import Rows
@@ -352,16 +352,6 @@ def test_evaluate_elbo_averages_over_its_samples() -> None:
     assert apart.std(0).min() > 0
 
 
-def vector_field(size: int) -> dict[str, Any]:
-    return {"name": "vector", "likelihood": "gaussian", "valid_size": 1, "size": size, "shared_scale": True}
-
-
-def standardised(x: Tensor, center: Tensor, scale: float) -> Rows:
-    """Rows of y = (x - center) / scale with the Jacobian that brings log p(y) back to data units."""
-    log_jacobian = torch.full((len(x),), -x.shape[1] * math.log(scale), dtype=x.dtype)
-    return Rows({"vector": (x - center) / scale}, {"vector": torch.ones(len(x), 1, dtype=torch.bool)}, log_jacobian)
-
-
 def exact_vae(ppca: PPCA) -> VAE:
     """The linear VAE that has the decoder of probabilistic PCA and, as encoder, its exact posterior (R = I: it is diagonal)."""
     num_features, latent_dim = ppca.weight.shape
@@ -413,50 +403,6 @@ def test_no_other_parameters_report_more_than_the_maximum_likelihood() -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator(seed), dtype=torch.float64), alpha=0.03)
             elbo = model.evaluate_elbo(rows, noise(200, 60, 3, seed=seed, dtype=torch.float64)).elbo.mean()
         assert elbo < ppca.mean_log_evidence - 1e-3
-
-
-def trained_linear_vae(rows: Rows, epochs: int, global_batch_size: int, learning_rate: float) -> VAE:
-    """A linear VAE with 5 latents after Adam with the schedule of training: warm-up over 1 % of the steps, then cosine to zero."""
-    model = build([vector_field(rows.values["vector"].shape[1])], latent_dim=5, network="linear")
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    g = generator(0)
-    num_steps = epochs * math.ceil(rows.num_rows / global_batch_size)
-    step = 0
-    for _ in range(epochs):
-        for index in torch.split(torch.randperm(rows.num_rows, generator=g), global_batch_size):
-            rise = min(1.0, (step + 1) / max(1, num_steps // 100))
-            optimizer.param_groups[0]["lr"] = learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / num_steps))
-            optimizer.zero_grad()
-            elbo = model(rows.take(index), torch.randn(len(index), 5, generator=g)).elbo
-            (-elbo.mean()).backward()
-            optimizer.step()
-            step += 1
-    return model
-
-
-def analytic_elbo(model: VAE, rows: Rows) -> Tensor:
-    """The ELBO of a linear decoder in closed form, [B]: E_q log p(x|z) = log p(x|E z) - tr(W^T W Var z) / 2 variance."""
-    q_z = model.posterior(rows)
-    weight = model.decoder.weight
-    assert isinstance(weight, Tensor)
-    precision = torch.exp(-2 * dict(model.named_parameters())["likelihoods.vector.log_scale"])
-    spread = 0.5 * precision * (q_z.scale.square() * weight.square().sum(0)).sum(-1)
-    return model.likelihood(q_z.mean).log_prob(rows) - spread - q_z.kl(model.latent_prior())
-
-
-def test_a_trained_linear_vae_reaches_the_maximum_of_the_likelihood() -> None:
-    x = torch.from_numpy(load_digits().data)[:1437] / 16
-    center = x.mean(0)
-    rows = standardised(x, center, (x - center).square().mean().sqrt().item())
-    single = rows._replace(values={"vector": rows.values["vector"].float()})
-    model = trained_linear_vae(single, epochs=300, global_batch_size=256, learning_rate=5e-2).double()
-    maximum = float(fit_ppca(x, 5).mean_log_evidence)
-    assert maximum == pytest.approx(9.006, abs=1e-3)
-    with torch.no_grad():
-        reached = float(analytic_elbo(model, rows).mean())
-        evaluated = float(model.evaluate_elbo(rows, noise(8, 1437, 5, dtype=torch.float64)).elbo.mean())
-    assert maximum - 0.05 < reached < maximum
-    assert evaluated == pytest.approx(reached, abs=0.01)
 
 
 def test_an_unknown_part_is_refused_by_its_name() -> None:
