@@ -5,8 +5,9 @@ at a mean log p(x_observed) of 6.7611 nats per row; a diagonal posterior is exac
 missing cells set to their column's mean first, the same fit ends at 6.507. Missing cells are imputed with a root mean squared error of
 0.2115 by EM, and 0.2708 by the columns' means.
 
-Recipe: linear decoder, encoder of one hidden layer of 512, Adam at 1e-2 with a cosine to 0 over 400 epochs of 128 rows, the ELBO without
-Monte-Carlo error (`exact_noise`), float32. Shapes: B rows, D pixels, L latent dimensions.
+Recipe: linear decoder, encoder of two hidden layers of 256, the ELBO without Monte-Carlo error (`exact_noise`); Adam at 1e-2 with a cosine
+to 0 over 300 epochs of 128 rows in float32, then 200 iterations of full-batch L-BFGS in float64.
+Shapes: B rows, D pixels, L latent dimensions.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from tests.vae.linear_models import digits, exact_elbo, observed_digits, observed_log_evidence
+from tests.vae.linear_models import digits, exact_elbo, maximise, observed_digits, observed_log_evidence
 from vae.model import VAE
 from vae.rows import Rows
 
-LATENT_DIM, EPOCHS, ROWS_PER_STEP, LEARNING_RATE = 5, 400, 128, 1e-2
+LATENT_DIM, EPOCHS, ROWS_PER_STEP, LEARNING_RATE = 5, 300, 128, 1e-2
 FIELD: dict[str, Any] = {"name": "pixels", "likelihood": "gaussian", "size": 64, "valid_size": 64, "shared_scale": True}
 
 
@@ -45,7 +46,7 @@ def masked_rows() -> Rows:
 def build() -> VAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return VAE([FIELD], LATENT_DIM, hidden_dims=[512], network="mlp", decoder_network="linear")
+        return VAE([FIELD], LATENT_DIM, hidden_dims=[256, 256], network="mlp", decoder_network="linear")
 
 
 @cache
@@ -62,6 +63,8 @@ def trained() -> VAE:
             (-exact_elbo(model, rows.take(index)).mean()).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             step += 1
+    model.double()
+    maximise(lambda: exact_elbo(model, rows).mean(), model.parameters(), max_iter=200, tolerance_change=1e-9)
     return model
 
 
@@ -83,14 +86,14 @@ def test_training_on_the_observed_cells_reaches_the_density_that_em_reaches() ->
 @pytest.mark.slow
 def test_its_elbo_is_below_what_a_diagonal_posterior_can_have_and_evaluation_says_so() -> None:
     rows = masked_rows()
-    noise = torch.randn(16, rows.num_rows, LATENT_DIM, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(16, rows.num_rows, LATENT_DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         exact = exact_elbo(trained(), rows).double().mean()
         evaluated = trained().evaluate_elbo(rows, noise).elbo.double().mean()
     assert exact < 6.7354
     assert evaluated < 6.7354 + 0.01
     torch.testing.assert_close(evaluated, exact, rtol=0, atol=0.02)
-    assert exact > 6.68
+    assert exact > 6.70
 
 
 @pytest.mark.slow

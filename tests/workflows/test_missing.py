@@ -25,7 +25,7 @@ from workflows.registry import Registry
 OPTIONS = (
     *("--model.network", "mlp", "--model.decoder_network", "linear", "--model.hidden_dims", "[256]", "--model.latent_dim", 5),
     *("--model.null_pattern", "false", "--data.validation_fraction", 0, "--objective.kind", "iwae", "--cluster.num_workers", 1),
-    *("--training.epochs", 400, "--training.global_batch_size", 128, "--training.learning_rate", "1e-2", "--training.ema_decay", "0.99"),
+    *("--training.epochs", 300, "--training.global_batch_size", 128, "--training.learning_rate", "1e-2", "--training.ema_decay", "0.99"),
 )
 
 
@@ -33,7 +33,8 @@ OPTIONS = (
 def test_training_with_missing_cells_reaches_the_exact_density_through_the_whole_path(ray_address: str, tmp_path: Path) -> None:
     x, observed = digits().float().numpy(), observed_digits().numpy()
     table = pa.table({"pixels": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1), mask=~observed.reshape(-1)), 64)})
-    path = tmp_path / "digits.parquet"
+    path = tmp_path / "table" / "digits.parquet"
+    path.parent.mkdir()
     pq.write_table(table, path, row_group_size=300)
 
     trained = run_job(tmp_path, "train.py", "--data.path", path, *OPTIONS, "--cluster.address", ray_address).json
