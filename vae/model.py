@@ -23,7 +23,7 @@ from vae.row_distribution import RowDistribution
 from vae.rows import Rows
 
 # What a field says of itself to the model, and not to its likelihood.
-FIELD_KEYS = ("name", "likelihood", "valid_size", "with_flags", "null_pattern", "shape", "binarize")
+FIELD_KEYS = ("name", "likelihood", "valid_size", "with_flags", "null_pattern", "null_rates", "shape", "binarize")
 
 
 class Bound(NamedTuple):
@@ -43,8 +43,9 @@ class VAE(nn.Module):
 
     fields: one mapping per field with "name", "likelihood" (a key of LIKELIHOODS), "valid_size" (validity flags per row: 1
         or the number of cells), the likelihood's own arguments and, optionally, "with_flags": false where training rows have no
-        nulls, so that the encoder sees no flags; "null_pattern": the flags whose distribution is modelled; "shape" of an image's cells;
-        "binarize": whether its pixels are drawn anew as 0 or 255. The mapping is plain JSON: the bundle stores it.
+        nulls, so that the encoder sees no flags; "null_pattern": the flags whose distribution is modelled, with "null_rates" of the
+        training rows, from which it starts; "shape" of an image's cells; "binarize": whether its pixels are drawn anew as 0 or 255. The
+        mapping is plain JSON: the bundle stores it.
     network: a key of NETWORKS, or "conv": convolutions for fields with an image's shape, beside a residual network for the others;
         decoder_network: the decoder's, where it is another.
     posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
@@ -81,6 +82,7 @@ class VAE(nn.Module):
         likelihoods = self._likelihoods()
         self.condition_size = self._num_features(self._conditions())
         self.flags = {field["name"]: list(field["null_pattern"]) for field in fields if field.get("null_pattern")}
+        self.register_buffer("flag_logits", start_of_flags(fields), persistent=False)
         self.binarised = [field["name"] for field in fields if field.get("binarize")]
         self.posterior_family = POSTERIORS[posterior]
         num_features = self._num_features(likelihoods) + self.condition_size
@@ -163,7 +165,7 @@ class VAE(nn.Module):
         sizes = [*self.output_sizes, outputs.shape[-1] - sum(self.output_sizes)]
         *parts, flags = outputs.split(sizes, -1)
         fields = {name: likelihood(part) for (name, likelihood), part in zip(likelihoods.items(), parts, strict=True)}
-        return RowDistribution(fields, BernoulliCells(flags), self.flags)
+        return RowDistribution(fields, BernoulliCells(flags + self.flag_logits), self.flags)
 
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
         """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
@@ -245,6 +247,12 @@ def without_parameters(likelihood: Likelihood) -> Likelihood:
         if not name.startswith("embedding."):
             delattr(likelihood, name)
     return likelihood
+
+
+def start_of_flags(fields: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Returns the log-odds, over all rows, that each modelled flag's cells are there, [N]; 0 where no rate is known."""
+    rates = [rate for field in fields for rate in field.get("null_rates", [0.5] * len(field.get("null_pattern", [])))]
+    return -torch.logit(torch.tensor(rates, dtype=torch.float32).clamp(1e-4, 1 - 1e-4))
 
 
 def num_flags(field: Mapping[str, Any]) -> int:

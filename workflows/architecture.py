@@ -48,10 +48,10 @@ def architecture(encoding: TableEncoding, model: ModelConfig) -> dict[str, Any]:
     )
 
 
-def modelled_flags(field: Field) -> dict[str, list[int]]:
+def modelled_flags(field: Field) -> dict[str, Any]:
     """Returns which of a field's flags have a distribution in the model: those of columns that have nulls; not of single elements."""
-    flags = [index for index, column in enumerate(field.columns) if column.null_fraction > 0 and not column.element_nulls]
-    return {"null_pattern": flags} if flags else {}
+    rates = {index: c.null_fraction for index, c in enumerate(field.columns) if c.null_fraction > 0 and not c.element_nulls}
+    return {"null_pattern": list(rates), "null_rates": list(rates.values())} if rates else {}
 
 
 def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:

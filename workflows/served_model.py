@@ -23,7 +23,7 @@ FILL_SAMPLES = 32
 
 
 class ServedVAE(mlflow.pyfunc.PythonModel):
-    """predict(frame) gives z_mean_0..; params={"task": "score"} elbo_nats_per_row; "reconstruct" the frame, its missing cells filled."""
+    """predict(frame) gives z_mean_0..; params={"task": "score"} elbo_nats_per_row; "reconstruct" the model's columns, filled."""
 
     def load_context(self, context: Any) -> None:
         bundle = load_bundle(context.artifacts["bundle"])

@@ -88,6 +88,14 @@ def test_elbo_and_pattern_together_bound_the_evidence_of_both() -> None:
     assert float(found.mean()) == pytest.approx(float(exact.mean()), abs=0.02)
 
 
+def test_the_pattern_starts_at_the_rates_of_the_training_rows() -> None:
+    torch.manual_seed(0)
+    field = {"name": "x", "likelihood": "gaussian", "size": 3, "valid_size": 3, "null_pattern": [0, 2], "null_rates": [0.05, 0.9]}
+    made = VAE([field], 2, [32]).generate(20_000, torch.Generator().manual_seed(0))
+    rates = 1 - made.valid["x"].double().mean(0)
+    torch.testing.assert_close(rates, torch.tensor([0.05, 0.0, 0.9], dtype=torch.float64), rtol=0, atol=0.03)
+
+
 def test_generated_rows_have_nulls_where_real_ones_would() -> None:
     """The second number is missing where the first is positive, and the third in a fifth of the rows, whatever they hold."""
     g = torch.Generator().manual_seed(0)

@@ -191,6 +191,7 @@ def test_counts_come_with_the_moments_of_their_logarithms(wish: str) -> None:
         "valid_size": 1,
         "with_flags": True,
         "null_pattern": [0],
+        "null_rates": [pytest.approx(mixed()["visits"].null_count / N)],
         "mean": [pytest.approx(logs.mean())],
         "scale": [pytest.approx(logs.std())],
     }
