@@ -19,9 +19,10 @@ from data.conditions import conditioned
 from data.encoding import LOG_JACOBIAN, TableEncoding
 from data.statistics import summarise_table
 from data.wishes import with_likelihoods
+from vae import VAE, Rows
 from vae.model import build_likelihood
 from workflows.architecture import NUM_COMPONENTS, architecture
-from workflows.config import ModelConfig
+from workflows.config import ConfigError, ModelConfig
 
 N = 3000
 
@@ -236,3 +237,23 @@ def test_conditions_are_told_as_fields_of_their_own() -> None:
     encoding = fit(mixed(), {"visits": "poisson"}, condition=("degrees", "height", "town"))
     assert set(told(encoding, "condition_fields")) == {"condition_integer", "condition_numeric", "condition_categorical"}
     assert "numeric" not in told(encoding)
+
+
+def test_a_convolution_without_an_image_is_refused_before_any_compute() -> None:
+    with pytest.raises(ConfigError, match=r"no column is an image .* choose another network"):
+        architecture(fit(mixed().drop_columns(["pixels"])), ModelConfig(network="conv"))
+    encoding = fit(mixed(), overrides={"pixels": {"kind": "image", "shape": [2, 2]}})
+    VAE(**architecture(encoding, ModelConfig(decoder_network="conv", hidden_dims=[8])))
+
+
+def test_every_network_posterior_and_prior_is_a_model_of_a_mixed_table() -> None:
+    encoding = fit(mixed(), overrides={"pixels": {"kind": "image", "shape": [2, 2]}}, condition=("town",))
+    rows = Rows.from_arrays(encoding.encode(mixed().slice(0, 20), "here"))
+    for network in ("mlp", "gated", "residual", "linear", "conv"):
+        for posterior, prior in (("diagonal", "vamp"), ("full", "mixture"), ("full", "conditional"), ("diagonal", "conditional")):
+            config = ModelConfig(4, [16, 8], network, posterior=posterior, prior=prior, num_prior_components=3)  # type: ignore[arg-type]
+            model = VAE(**json.loads(json.dumps(architecture(encoding, config))))
+            bound = model.elbo(rows, torch.zeros(20, 4))
+            assert bound.elbo.isfinite().all()
+            made = model.generate(20, torch.Generator().manual_seed(0), model.condition(rows))
+            assert {name: cells.dtype for name, cells in made.values.items()} == {name: rows.values[name].dtype for name in made.values}

@@ -143,6 +143,8 @@ def test_the_kl_weight_rises_to_beta_over_the_warm_up_steps() -> None:
     objective = ObjectiveConfig(beta=2.0, kl_warmup_steps=4)
     assert [objective.beta_at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert ObjectiveConfig(beta=0.5).beta_at(0) == 0.5
+    cyclical = ObjectiveConfig(kl_warmup_steps=2, kl_warmup_cycles=2)
+    assert [cyclical.beta_at(step) for step in range(10)] == [0.5, 1, 1, 1, 0.5, 1, 1, 1, 1, 1]
 
 
 def test_the_tracking_uri_is_the_option_then_the_environment_then_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

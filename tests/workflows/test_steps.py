@@ -332,3 +332,55 @@ def test_a_bad_batch_is_described_by_column_the_largest_values_first() -> None:
         "  'a': 1 to 2, 0 nulls",
     ]
     assert describe_batch(rows, {"x": ["vector"]}).startswith("'vector': -1 to 1e+09, 1 nulls")
+
+
+def image_model() -> VAE:
+    torch.manual_seed(0)
+    fields: list[dict[str, Any]] = [
+        {"name": "image", "likelihood": "bernoulli", "size": 4, "valid_size": 1, "with_flags": False, "storage": "uint8", "binarize": True},
+        {"name": "x", "likelihood": "gaussian", "size": 1, "valid_size": 1},
+    ]
+    return VAE(fields, LATENT_DIM, [5])
+
+
+def grey_rows(num_rows: int) -> Rows:
+    """Returns rows of four pixels, 0, 51, 204 and 255, beside the row's number."""
+    values = {"image": torch.tensor([0, 51, 204, 255], dtype=torch.uint8).repeat(num_rows, 1), "x": torch.arange(float(num_rows))[:, None]}
+    return Rows(values, {name: torch.ones(num_rows, 1, dtype=torch.bool) for name in values}, torch.zeros(num_rows))
+
+
+def drawn_pixels(plan: Plan, num_workers: int, epoch: int) -> dict[int, tuple[int, ...]]:
+    """Returns row -> its pixels as an epoch's steps take them."""
+    found: dict[int, tuple[int, ...]] = {}
+    for rank in range(num_workers):
+        holding = holding_of(grey_rows(plan.num_rows), plan, rank, num_workers)
+        for _, rows, _ in training_stretches(plan, holding, epoch, 0, image_model()):
+            found |= dict(zip(rows.values["x"][:, 0].int().tolist(), map(tuple, rows.values["image"].tolist()), strict=True))
+    return found
+
+
+def test_pixels_are_drawn_anew_in_every_epoch_and_the_same_on_any_number_of_workers() -> None:
+    plan = Plan(2000, 8, 64, 3, 500)
+    pixels = drawn_pixels(plan, 1, 0)
+    assert drawn_pixels(plan, 3, 0) == pixels
+    assert drawn_pixels(plan, 1, 1) != pixels
+    table = torch.tensor(list(pixels.values()))
+    assert set(table.flatten().tolist()) == {0, 255}
+    torch.testing.assert_close(table.double().mean(0) / 255, torch.tensor([0.0, 0.2, 0.8, 1.0], dtype=torch.float64), rtol=0, atol=0.04)
+    noise = [noise for _, _, noise in training_stretches(plan, holding_of(grey_rows(2000), plan, 0, 1), 0, 0, image_model())]
+    assert abs(float(torch.corrcoef(torch.stack([noise[0][:, 0], noise[0][:, 1]]))[0, 1])) < 0.1
+
+
+def test_several_samples_per_row_follow_it_to_any_worker() -> None:
+    plan = Plan(50, 4, 8, 0, 20)
+    found: list[dict[int, tuple[float, ...]]] = []
+    for num_workers in (1, 2):
+        pairs: dict[int, tuple[float, ...]] = {}
+        for rank in range(num_workers):
+            holding = holding_of(rows_of(50), plan, rank, num_workers)
+            for _, rows, noise in training_stretches(plan, holding, 0, 0, small_model(), num_samples=3):
+                assert noise.shape == (rows.num_rows, 3, LATENT_DIM)
+                pairs |= dict(zip(rows.values["x"][:, 0].int().tolist(), map(tuple, noise.flatten(1).tolist()), strict=True))
+        found.append(pairs)
+    assert found[0] == found[1]
+    assert len(found[0]) == 50
