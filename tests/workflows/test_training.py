@@ -42,11 +42,22 @@ def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", ["[]", '["label", "ink", "stroke"]'])
-def test_losses_do_not_depend_on_the_number_of_workers(condition: str, prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "choices",
+    [
+        (),
+        ("--data.condition", '["label", "ink", "stroke"]', "--model.prior", "conditional"),
+        ("--objective.free_bits", 0.7, "--model.network", "residual"),
+        ("--objective.kind", "iwae", "--objective.num_importance_samples", 4, "--model.prior", "vamp", "--model.posterior", "full"),
+        ("--model.network", "conv", "--model.prior", "mixture", "--objective.kl_warmup_steps", 10, "--objective.kl_warmup_cycles", 2),
+    ],
+)
+def test_losses_do_not_depend_on_the_number_of_workers(
+    choices: tuple[object, ...], prime_table: Path, ray_address: str, tmp_path: Path
+) -> None:
     runs: list[dict[str, Any]] = []
     for workers in (1, 3):
-        table = ("--data.path", prime_table, "--data.key", "id", "--data.condition", condition)
+        table = ("--data.path", prime_table, "--data.key", "id", *choices)
         options = (*table, "--training.epochs", 4, "--training.global_batch_size", 13)
         runs.append(train(tmp_path, ray_address, *options, "--cluster.num_workers", workers, "--run.name", f"w{workers}").json)
     assert all(run["train"]["num_rows"] + run["validation"]["num_rows"] == 257 for run in runs)
