@@ -176,10 +176,15 @@ def measure(workload: str, device: torch.device, batch_rows: int, precision: str
         "precision": precision,
         "compiled": chosen.compile,
         "rows_per_s": round(batch_rows / step_s),
-        "arithmetic": round(products_seconds(training.model, batch_rows, precision, chosen.steps) / step_s, 3),
-        "memory": round(least_bytes / copy_bytes_per_s(device) / step_s, 3),
-        "busy": round(busy_share(training, steps, chosen.steps), 3),
+        "arithmetic": digits(products_seconds(training.model, batch_rows, precision, chosen.steps) / step_s),
+        "memory": digits(least_bytes / copy_bytes_per_s(device) / step_s),
+        "busy": digits(busy_share(training, steps, chosen.steps)),
     }
+
+
+def digits(share: float) -> float:
+    """Returns a share to three significant digits, so that a small one is not printed as none."""
+    return float(f"{share:.3g}")
 
 
 def elbo_after_steps(workload: str, device: torch.device) -> float:
