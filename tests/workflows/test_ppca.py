@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
@@ -18,6 +19,7 @@ from vae.oracle import fit_ppca
 from workflows.registry import Registry
 
 
+@pytest.mark.slow
 def test_training_reaches_the_closed_form_maximum_through_the_whole_path(ray_address: str, tmp_path: Path) -> None:
     """A linear VAE on one vector column is probabilistic PCA (Tipping & Bishop 1999), whose maximum likelihood is known."""
     pixels = (load_digits().data[:1437] / 16).astype(np.float32)
