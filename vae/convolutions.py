@@ -49,12 +49,12 @@ class Image:
 
     def stacked(self, cells: Tensor) -> Tensor:
         """Returns the image's cells [B, size] as [B, C, H, W]."""
-        cells = cells.reshape(-1, *self.shape)
+        cells = cells.reshape(len(cells), *self.shape)
         return cells[:, None] if len(self.shape) == 2 else cells.movedim(-1, 1) if self.channels_last else cells
 
     def flattened(self, outputs: Tensor) -> Tensor:
         """Returns [B, P C, H, W] as [B, P size], each cell in its stored place, P after P."""
-        outputs = outputs.reshape(len(outputs), -1, *self.pixels)
+        outputs = outputs.reshape(len(outputs), outputs.shape[1] // self.pixels[0], *self.pixels)
         return (outputs.movedim(2, -1) if self.channels_last else outputs).flatten(1)
 
 
@@ -120,7 +120,7 @@ class ImageDecoder(nn.Module):
         self.out = nn.Conv2d(self.sizes[0][0], outputs_per_cell * image.pixels[0], 3, padding=1)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        pixels = self.blocks[-1](self.into(vectors).reshape(-1, *self.sizes[-1]))
+        pixels = self.blocks[-1](self.into(vectors).reshape(len(vectors), *self.sizes[-1]))
         for level in reversed(range(len(self.finer))):
             pixels = F.interpolate(pixels, size=self.sizes[level][1:])  # nearest: any side, whole or half
             pixels = self.blocks[level](self.finer[level](pixels))
@@ -162,10 +162,11 @@ class FusedDecoder(nn.Module):
         self.others: Any = nn.Linear(width, others) if others else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.trunk(inputs.reshape(-1, inputs.shape[-1]))
+        hidden = self.trunk(inputs.reshape(math.prod(inputs.shape[:-1]), inputs.shape[-1]))
         others = self.others(hidden) if self.others is not None else hidden[:, :0]
         parts, taken, end = [], 0, 0
         for (begin, last), decoder in zip(self.spans, self.decoders, strict=True):
             parts += [others[:, taken : taken + begin - end], decoder(F.silu(hidden))]
             taken, end = taken + begin - end, last
-        return torch.cat([*parts, others[:, taken:]], 1).reshape(*inputs.shape[:-1], -1)
+        outputs = torch.cat([*parts, others[:, taken:]], 1)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[1])

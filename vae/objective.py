@@ -76,7 +76,7 @@ class Loss(nn.Module):
 
     def _importance_weighted(self, rows: Rows, noise: Tensor, beta: float) -> tuple[Tensor, Bound]:
         q_z, condition = self.model.posterior(rows), self.model.condition(rows)
-        z = q_z.rsample(noise.reshape(rows.num_rows, -1, q_z.mean.shape[-1]).movedim(1, 0))
+        z = q_z.rsample((noise if noise.dim() == 3 else noise[:, None]).movedim(1, 0))
         p_x, p_z = self.model.likelihood(z, condition), self.model.latent_prior(condition)
         reparameterised_twice = self.objective.doubly_reparameterised
         density: Posterior = q_z.detach() if reparameterised_twice else q_z
