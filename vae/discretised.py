@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,16 @@ class GaussianMassCells(CellDistribution):
         return self.grid.to_storage(gaussian_sample(self.location, self.log_scale, generator))
 
 
-class DiscretisedGaussian(Likelihood):
-    """Integers under a Gaussian, on a LinearGrid: [value - half_width, value + half_width]; at the ends of the range, the whole tail."""
+class GaussianMass(Likelihood):
+    """Integers under a Gaussian: each has the mass of its interval. Arguments after `size` are the grid's."""
 
-    def __init__(
-        self,
-        size: int,
-        half_width: Sequence[float],
-        lower: Sequence[float],
-        upper: Sequence[float],
-        center: float = 0.0,
-        scale: float = 1.0,
-        storage: str = "float32",
-    ) -> None:
+    grid: Grid
+    make_grid: type[Grid]
+
+    def __init__(self, size: int, *grid: Any, **more_of_grid: Any) -> None:
         super().__init__()
         self.size = self.num_features = self.num_outputs = size
-        self.grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
+        self.grid = self.make_grid(size, *grid, **more_of_grid)
         self.log_scale = nn.Parameter(torch.zeros(size))
 
     def features(self, values: Tensor) -> Tensor:
@@ -60,22 +54,15 @@ class DiscretisedGaussian(Likelihood):
         return GaussianMassCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), self.grid)
 
 
-class WarpedDiscretisedGaussian(Likelihood):
-    """Heavy-tailed integers under a Gaussian, on a WarpedGrid: [T(k - 1/2), T(k + 1/2)]; at the ends, the whole tail."""
+class DiscretisedGaussian(GaussianMass):
+    """On a LinearGrid: [value - half_width, value + half_width]; at the ends of the range, the whole tail."""
 
-    def __init__(
-        self,
-        size: int,
-        width: Sequence[float],
-        mean: Sequence[float],
-        scale: Sequence[float],
-        lower: Sequence[float],
-        upper: Sequence[float],
-    ) -> None:
-        super().__init__()
-        self.size = self.num_features = self.num_outputs = size
-        self.grid = WarpedGrid(size, width, mean, scale, lower, upper)
-        self.log_scale = nn.Parameter(torch.zeros(size))
+    grid: LinearGrid
+    make_grid = LinearGrid
 
-    def forward(self, outputs: Tensor) -> GaussianMassCells:
-        return GaussianMassCells(outputs, self.log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), self.grid)
+
+class WarpedDiscretisedGaussian(GaussianMass):
+    """Heavy-tailed integers, on a WarpedGrid: [T(k - 1/2), T(k + 1/2)]; at the ends, the whole tail."""
+
+    grid: WarpedGrid
+    make_grid = WarpedGrid

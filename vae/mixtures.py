@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,25 +154,19 @@ class LogisticsMassCells(CellDistribution):
         return self.grid.to_storage(self.components.sample(generator))
 
 
-class DiscretisedLogistics(Mixture):
-    """Integers of several modes or with spikes: each has the mass that a mixture of logistics has in its interval of a LinearGrid."""
+class LogisticsMass(Mixture):
+    """Integers of several modes or with spikes: each has the mass of its interval. The other arguments are the grid's."""
+
+    grid: Grid
+    make_grid: type[Grid]
 
     def __init__(
-        self,
-        size: int,
-        half_width: Sequence[float],
-        lower: Sequence[float],
-        upper: Sequence[float],
-        center: float = 0.0,
-        scale: float = 1.0,
-        storage: str = "float32",
-        num_components: int = 5,
-        spikes: Sequence[Sequence[float] | None] | None = None,
+        self, size: int, *grid: Any, num_components: int = 5, spikes: Sequence[Sequence[float] | None] | None = None, **more_of_grid: Any
     ) -> None:
-        grid = LinearGrid(size, half_width, lower, upper, center, scale, storage)
-        super().__init__(size, num_components, grid.min_log_scale())
-        self.grid = grid
-        self.start_on(spikes, grid)
+        made = self.make_grid(size, *grid, **more_of_grid)
+        super().__init__(size, num_components, made.min_log_scale())
+        self.grid = made
+        self.start_on(spikes, made)
 
     def features(self, values: Tensor) -> Tensor:
         return self.grid.features(values)
@@ -181,24 +175,15 @@ class DiscretisedLogistics(Mixture):
         return LogisticsMassCells(self.components(outputs), self.grid)
 
 
-class WarpedDiscretisedLogistics(Mixture):
-    """Heavy-tailed integers of several modes or with spikes: masses of a mixture of logistics in the intervals of a WarpedGrid."""
+class DiscretisedLogistics(LogisticsMass):
+    """On a LinearGrid."""
 
-    def __init__(
-        self,
-        size: int,
-        width: Sequence[float],
-        mean: Sequence[float],
-        scale: Sequence[float],
-        lower: Sequence[float],
-        upper: Sequence[float],
-        num_components: int = 5,
-        spikes: Sequence[Sequence[float] | None] | None = None,
-    ) -> None:
-        grid = WarpedGrid(size, width, mean, scale, lower, upper)
-        super().__init__(size, num_components, grid.min_log_scale())
-        self.grid = grid
-        self.start_on(spikes, grid)
+    grid: LinearGrid
+    make_grid = LinearGrid
 
-    def forward(self, outputs: Tensor) -> LogisticsMassCells:
-        return LogisticsMassCells(self.components(outputs), self.grid)
+
+class WarpedDiscretisedLogistics(LogisticsMass):
+    """Heavy-tailed integers, on a WarpedGrid."""
+
+    grid: WarpedGrid
+    make_grid = WarpedGrid

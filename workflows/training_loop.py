@@ -263,10 +263,7 @@ def evaluate(model: VAE, worker: Worker, rows: SideRows | None, side: int, num_s
     """
     if rows is None:
         return {"num_rows": 0}
-    sums = shard_sums(model, worker.task.plan, rows, side, num_samples)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    return scores(sums, model)
+    return scores(sum_over_workers(shard_sums(model, worker.task.plan, rows, side, num_samples)), model)
 
 
 def system_metrics(device: torch.device) -> dict[str, float]:
