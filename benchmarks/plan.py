@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 
-from data.columns import Column
+from data.column import Column
 from data.encoding import TableEncoding
 from data.footer import DataFile, Footer
 from data.listing import partition_values

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.columns import Column
+from data.column import Column
 from data.types import is_temporal, to_ticks
 
 # The largest standardised cell: float32 holds its square.

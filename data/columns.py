@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from data.column import Column
 from data.grids import on_grid, relative_rounding, resolution, spike_of
-from data.likelihood_names import CONTINUOUS, COUNTS, default_likelihood
 from data.listing import DataError
+from data.overrides import ColumnOverrideError, can_be, check_overrides
 from data.scales import heavy_tails, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
 from data.types import integer_range, is_list, is_number, is_temporal, is_text
 from data.widening import without_dictionary
 
-KINDS = ("numeric", "count", "boolean", "categorical", "timestamp", "vector", "image", "key", "ignored")
 # Integers with at most this many different values are codes more often than quantities.
 MAX_INTEGER_CATEGORIES = 20
 # Text of which this share of the values differs is free text: a category says something only where it comes again.
@@ -27,10 +27,6 @@ FREE_TEXT_SHARE = 0.9
 # Decimals of so many digits come back from float64 as they were.
 FLOAT_DIGITS = 15
 NAMED = "named by data.columns"
-
-
-class ColumnOverrideError(ValueError):
-    """An override names a column that is not there, or asks for a kind that its values cannot have."""
 
 
 @dataclass(frozen=True)
@@ -42,84 +38,6 @@ class Rules:
     max_categories: int = 1000
     min_category_count: int = 1
     nonfinite: Literal["error", "null"] = "error"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column as the model takes it.
-
-    mean: per element for a vector, else one number; with `scale` it standardises float64 cells: y = (x - mean) / scale.
-    width: of a heavy-tailed column, whose cells are u = asinh((x - center) / width) before they are standardised.
-    integer: the values are whole numbers by their type.
-    resolution: the step of which all values are multiples (1 of integers), so that each is given the mass of its interval and not a
-    density; None for numbers on no such grid. lower and upper: the ends of their range, None for no end.
-    likelihood: its name where one was named; the model knows what it means.
-    log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
-    binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
-    spike: the value on the grid that comes most often, and its share, where that is considerable.
-    other: categories that are not listed have one code together, after all listed ones.
-    element_nulls: a vector's or image's elements may be missing one by one.
-    condition: the model is told the column and does not model it.
-    """
-
-    name: str
-    kind: str
-    reason: str
-    null_fraction: float = 0.0
-    integer: bool = False
-    shape: list[int] = field(default_factory=list)
-    mean: list[float] = field(default_factory=lambda: [0.0])
-    scale: float = 1.0
-    center: float = 0.0
-    width: float | None = None
-    lower: int | None = None
-    upper: int | None = None
-    categories: list[Any] = field(default_factory=list)
-    other: bool = False
-    element_nulls: bool = False
-    constant: Any = None
-    condition: bool = False
-    resolution: float | None = None
-    likelihood: str | None = None
-    log_mean: float = 0.0
-    log_scale: float = 1.0
-    binarize: bool = False
-    spike: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.integer and self.resolution is None:
-            object.__setattr__(self, "resolution", 1.0)
-
-    @property
-    def field_kind(self) -> str:
-        """How the cells are stored, and which default the likelihood has; for numbers: numeric, integer, warped or count."""
-        if self.kind not in ("numeric", "count", "timestamp"):
-            return self.kind
-        if self.likelihood in COUNTS:
-            return "count"
-        if self.resolution is None or self.likelihood in CONTINUOUS:
-            return "numeric"
-        return "integer" if self.width is None else "warped"
-
-    @property
-    def field_likelihood(self) -> str | None:
-        """The likelihood's name where it is not the default of such fields."""
-        return None if self.likelihood == default_likelihood(self.field_kind, self.integer) else self.likelihood
-
-    @property
-    def size(self) -> int:
-        """Cells per row."""
-        return math.prod(self.shape)
-
-    @property
-    def valid_size(self) -> int:
-        """Validity flags per row."""
-        return self.size if self.element_nulls else 1
-
-    @property
-    def num_codes(self) -> int:
-        """Codes of a categorical column."""
-        return len(self.categories) + self.other
 
 
 def decide_columns(
@@ -158,37 +76,6 @@ def decide_columns(
     return columns
 
 
-def check_overrides(schema: pa.Schema, key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ColumnOverrideError for what names and types alone forbid; the rest is known when the values are."""
-    check_names(schema, key, overrides)
-    faults = [fault for name, override in overrides.items() for fault in override_faults(schema.field(name), override, name == key)]
-    if faults:
-        raise ColumnOverrideError("\n".join(faults))
-
-
-def check_names(schema: pa.Schema, key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ColumnOverrideError for overrides of columns that are not there, and for a key that is to be something else."""
-    unknown = sorted(set(overrides) - set(schema.names))
-    if unknown:
-        raise ColumnOverrideError(f"data.columns names {unknown}, which the table does not have; it has {schema.names}")
-    wish = overrides.get(key, {}).get("kind", "key") if key is not None else "key"
-    if wish != "key":
-        raise ColumnOverrideError(f"data.columns.{key}.kind is {wish!r}, but data.key names this column; take one away")
-
-
-def key_column(key: str | None, overrides: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Returns the column that identifies a row, named by data.key or as a kind in data.columns. Raises ColumnOverrideError for two."""
-    named = {name for name, override in overrides.items() if override.get("kind") == "key"} | ({key} if key is not None else set())
-    if len(named) > 1:
-        raise ColumnOverrideError(f"data.key and data.columns name several keys: {sorted(named)}; a row has one")
-    return next(iter(named), None)
-
-
-def counted_columns(overrides: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns the columns that are to be categorical whatever their type: their values must be counted."""
-    return [name for name, override in overrides.items() if override.get("kind") == "categorical"]
-
-
 def largest(summary: ColumnSummary) -> float:
     """Returns the largest magnitude among a column's finite values."""
     assert summary.moments is not None
@@ -200,48 +87,6 @@ def null_fraction(item: pa.Field, summary: ColumnSummary) -> float:
     num_rows = summary.num_values + summary.num_nulls
     missing = summary.num_nulls + (0 if is_list(item.type) else summary.num_nonfinite)
     return missing / num_rows if num_rows else 1.0
-
-
-def override_faults(item: pa.Field, override: Mapping[str, Any], is_key: bool) -> list[str]:
-    place, values = f"data.columns.{item.name}", without_dictionary(item.type)
-    faults = []
-    unknown = sorted(set(override) - {"kind", "shape", "binarize"})
-    if unknown:
-        faults.append(f"{place}: unknown keys {unknown}; known are kind, shape and binarize")
-    binarize = override.get("binarize")
-    if binarize not in (None, "per_epoch"):
-        faults.append(f"{place}.binarize is {binarize!r}; it must be 'per_epoch'")
-    elif binarize is not None and override.get("kind") != "image":
-        faults.append(f"{place}.binarize: pixels are binarised, so it needs kind 'image'")
-    shape = override.get("shape")
-    if shape is not None and not (isinstance(shape, list) and shape and all(type(side) is int and side > 0 for side in shape)):
-        faults.append(f"{place}.shape is {shape!r}; it must be a list of positive numbers, such as [28, 28]")
-    elif shape is not None and not can_be(values, "image"):
-        faults.append(f"{place}.shape: a column of type {item.type} is no image; images are lists of uint8")
-    possible = ["key"] if is_key else [kind for kind in KINDS if can_be(values, kind)]
-    if override.get("kind", possible[0]) not in possible:
-        faults.append(f"{place}.kind is {override['kind']!r}; a column of type {item.type} can be one of {possible}")
-    return faults
-
-
-def can_be(values: pa.DataType, kind: str) -> bool:
-    match kind:
-        case "numeric":
-            return is_number(values)
-        case "count":
-            return bool(pa.types.is_integer(values))
-        case "boolean":
-            return bool(pa.types.is_boolean(values))
-        case "categorical":
-            return is_text(values) or bool(pa.types.is_integer(values))
-        case "timestamp":
-            return is_temporal(values)
-        case "vector":
-            return is_list(values) and is_number(values.value_type)
-        case "image":
-            return is_list(values) and bool(values.value_type == pa.uint8())
-        case _:
-            return kind == "ignored"
 
 
 def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any], rules: Rules) -> Column:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.columns import Column, ColumnOverrideError
+from data.column import Column
 from data.decoding import numbers_to_arrow, plain_values, storable, supported
 from data.encoding import Arrays, TableEncoding
 from data.listing import DataError
 from data.marginals import LEVELS, categories_of
+from data.overrides import ColumnOverrideError
 from data.types import is_temporal, is_text
 
 # Categories that a message lists.

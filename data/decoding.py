@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.columns import Column
+from data.column import Column
 from data.grids import on_grid
 from data.types import from_ticks, integer_range, is_temporal, ticks_type
 

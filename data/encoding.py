@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.cells import LARGEST_CELL, empty, encode_categories, flags_of, mask_missing, raw_numbers, sums_where
-from data.columns import Column
+from data.column import Column
 from data.decoding import decode
 from data.listing import DataError
 from data.widening import fits

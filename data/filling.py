@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.columns import Column
+from data.column import Column
 from data.encoding import TableEncoding
 from data.types import is_list
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.columns import Column, null_fraction
+from data.column import Column
+from data.columns import null_fraction
 from data.decoding import supported
 from data.encoding import TableEncoding
 from data.scales import RESOLUTION

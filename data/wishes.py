@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.columns import KINDS, Column, ColumnOverrideError, can_be, drawn_in, plain
+from data.column import Column
+from data.columns import drawn_in, plain
 from data.likelihood_names import COUNTS, MASSES, NAMES, WARPED_MASSES, possible_likelihoods
+from data.overrides import KINDS, ColumnOverrideError, can_be
 from data.scales import center_and_width, log1p_moments
 from data.statistics import ColumnSummary, TableSummary
 from data.widening import without_dictionary

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.cells import LARGEST_CELL
-from data.columns import Column
+from data.column import Column
 from data.encoding import Field, TableEncoding
 from data.likelihood_names import default_likelihood
 from vae.convolutions import is_image

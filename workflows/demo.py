@@ -19,7 +19,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 import numpy as np
 import pyarrow.dataset as ds
 
-from data.columns import Column
+from data.column import Column
 from workflows.digits import write_digits
 from workflows.pictures import image_grid, latent_plane, save
 from workflows.registry import Registry

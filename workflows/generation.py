@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from data.columns import Column
+from data.column import Column
 from data.conditions import draw_conditions, encode_conditions, given_condition
 from data.decoding import constant_array, storable
 from data.encoding import TableEncoding

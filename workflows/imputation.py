@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from data.columns import Column
+from data.column import Column
 from data.encoding import TableEncoding
 from data.filling import NUMBERS, filling_cells, merged, missing_cells
 from data.table import RowGroup

@@ -14,10 +14,10 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from data.columns import ColumnOverrideError
 from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
+from data.overrides import ColumnOverrideError
 from vae.bundle import BundleError
 from workflows.config import ConfigError
 from workflows.errors import ComputationError, Incomplete, ServiceError, TryAgain, logger

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data.columns import Column
+from data.column import Column
 from data.encoding import TableEncoding
 from data.reading import RowReader, plain_text
 from data.table import Table

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.columns import Column
+from data.column import Column
 from data.decoding import numbers_to_arrow
 from data.encoding import TableEncoding
 from data.marginals import LEVELS, Marginal, categories_of, marginals, total_variation

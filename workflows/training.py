@@ -19,11 +19,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from data.columns import Rules, check_overrides, counted_columns, decide_columns, key_column
+from data.columns import Rules, decide_columns
 from data.conditions import check_condition, conditioned
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.marginals import marginals
+from data.overrides import check_overrides, counted_columns, key_column
 from data.plan import Plan, readings_by_rank, shard_bounds
 from data.scan import scan
 from data.shard import Reader, bytes_per_row, layout, reading_dataset

@@ -14,17 +14,10 @@ import pyarrow as pa
 import pytest
 
 import data.statistics
-from data.columns import (
-    MAX_INTEGER_CATEGORIES,
-    Column,
-    ColumnOverrideError,
-    Rules,
-    check_overrides,
-    counted_columns,
-    decide_columns,
-    key_column,
-)
+from data.column import Column
+from data.columns import MAX_INTEGER_CATEGORIES, Rules, decide_columns
 from data.listing import DataError
+from data.overrides import ColumnOverrideError, check_overrides, counted_columns, key_column
 from data.statistics import TableSummary, merge_all, summarise_table
 
 Overrides = Mapping[str, Mapping[str, Any]]

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from data import reading
 from data.cells import LARGEST_CELL
-from data.columns import Column, Rules, decide_columns
+from data.column import Column
+from data.columns import Rules, decide_columns
 from data.decoding import constant_array, numbers_to_arrow
 from data.encoding import LOG_JACOBIAN, EncodingFormatError, TableEncoding
 from data.listing import DataError

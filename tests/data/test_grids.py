@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data.columns import Column, Rules, decide_columns
+from data.column import Column
+from data.columns import Rules, decide_columns
 from data.conditions import conditioned, draw_conditions
 from data.encoding import LOG_JACOBIAN, TableEncoding
 from data.grids import BLOCK_VALUES, MAX_STEPS, OFF_GRID, decimal_places, on_grid, relative_rounding, resolution

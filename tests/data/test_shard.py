@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from data import reading
-from data.columns import Column, Rules, decide_columns
+from data.column import Column
+from data.columns import Rules, decide_columns
 from data.encoding import LOG_JACOBIAN, Arrays, TableEncoding
 from data.hashing import hash_values
 from data.listing import DataError

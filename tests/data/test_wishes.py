@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.columns import Column, ColumnOverrideError, Rules, counted_columns, decide_columns, key_column
+from data.column import Column
+from data.columns import Rules, decide_columns
 from data.conditions import ConditionError, check_condition, conditioned
 from data.encoding import LOG_JACOBIAN, TableEncoding
 from data.likelihood_names import CONTINUOUS, COUNTS, MASSES, NAMES, SHADES, WARPED_MASSES
+from data.overrides import ColumnOverrideError, counted_columns, key_column
 from data.statistics import merge_all, summarise_table
 from data.wishes import MAX_RAW_COUNT, check_likelihoods, with_likelihoods
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data.columns import ColumnOverrideError
 from data.listing import DataError
 from data.output import OutputError
+from data.overrides import ColumnOverrideError
 from vae import BundleError
 from workflows.batch_config import EncodeConfig, GenerateConfig
 from workflows.config import ConfigError, ObjectiveConfig, TrainConfig, TrainingConfig
