@@ -12,26 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 
 from data.encoding import TableEncoding
 from data.reading import RowReader
 from data.split import TRAIN, VALIDATION, split_rows, take
 from data.table import Table, open_table
 from vae.bundle import open_bundle
-from vae.model import VAE, RowDistribution
+from vae.independent import fit_independent
 from vae.rows import Rows
 from workflows.registry import Registry
-
-BATCH_ROWS = 2048
-STEPS = 3000
 
 
 def encoded_rows(table: Table, encoding: TableEncoding, side: int, fractions: tuple[float, float]) -> Rows:
@@ -43,41 +38,6 @@ def encoded_rows(table: Table, encoding: TableEncoding, side: int, fractions: tu
             sides = split_rows(rows, part, encoding.key, fractions)
             parts.append(encoding.encode(take(rows, sides == side), part.path))
     return Rows.from_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def log_prob(model: VAE, outputs: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Returns log p of rows [B] under one vector of decoder outputs [F] for all of them."""
-    likelihoods = dict(model.likelihoods.items())
-    sizes = [likelihood.num_outputs for likelihood in likelihoods.values()]
-    parts = outputs.expand(rows.num_rows, -1).split(sizes, -1)
-    return RowDistribution({name: lik(out) for (name, lik), out in zip(likelihoods.items(), parts, strict=True)}).log_prob(rows)
-
-
-def fit(architecture: Mapping[str, Any], rows: Rows) -> tuple[VAE, torch.Tensor]:
-    """Returns likelihoods and outputs that fit the rows best."""
-    torch.manual_seed(0)
-    model = VAE(**architecture)
-    outputs = outputs_of(model)
-    optimizer = torch.optim.Adam([outputs, *model.likelihoods.parameters()], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(STEPS):
-        batch = rows.take(torch.randint(rows.num_rows, (BATCH_ROWS,), generator=generator))
-        optimizer.zero_grad()
-        (-log_prob(model, outputs, batch).mean()).backward()
-        optimizer.step()
-        schedule.step()
-    return model, outputs.detach()
-
-
-def outputs_of(model: VAE) -> torch.Tensor:
-    return torch.zeros(sum(int(lik.num_outputs) for lik in model.likelihoods.values()), requires_grad=True)
-
-
-@torch.inference_mode()
-def mean_log_prob(model: VAE, outputs: torch.Tensor, rows: Rows) -> float:
-    starts = range(0, rows.num_rows, BATCH_ROWS)
-    return sum(float(log_prob(model, outputs, rows.slice(s, s + BATCH_ROWS)).double().sum()) for s in starts) / rows.num_rows
 
 
 def main() -> None:
@@ -96,8 +56,8 @@ def main() -> None:
         validation = encoded_rows(open_table(arguments.validation, table.schema.names), encoding, VALIDATION, (1.0, 0.0))
     else:
         validation = encoded_rows(table, encoding, VALIDATION, fractions)
-    model, outputs = fit(bundle.model.architecture, train)
-    scores = {"train": mean_log_prob(model, outputs, train), "validation": mean_log_prob(model, outputs, validation)}
+    fitted = fit_independent(bundle.model.architecture, train)
+    scores = {"train": float(fitted.score(train).mean()), "validation": float(fitted.score(validation).mean())}
     print(
         json.dumps(
             {"model": arguments.model, "independent_columns_nats_per_row": scores, "num_rows": [train.num_rows, validation.num_rows]}

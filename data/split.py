@@ -5,6 +5,10 @@ The hash depends on the key's value only, so a row keeps its side whatever the f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -57,6 +61,40 @@ def row_hashes(table: pa.Table, group: RowGroup, key: str | None) -> Hashes:
 def split_rows(table: pa.Table, group: RowGroup, key: str | None, fractions: tuple[float, float]) -> NDArray[np.int8]:
     """Returns the side of every row of a slice of a row group."""
     return split_of(row_hashes(table, group, key), *fractions)
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How the training of a model decides the side of a row: by the hash of its key, or of its place where there is no key."""
+
+    key: str | None
+    validation_fraction: float
+    test_fraction: float
+
+    @staticmethod
+    def of(record: Mapping[str, Any], fingerprint: str) -> SplitRule:
+        """Returns the rule of a bundle's table.json for the table of that fingerprint: of its validation table, all rows validate."""
+        split = record["split"]
+        if fingerprint == split.get("validation_fingerprint"):
+            return SplitRule(record["key"], 1.0, 0.0)
+        return SplitRule(record["key"], split["validation_fraction"], split["test_fraction"])
+
+    def sides(self, rows: pa.Table, group: RowGroup) -> NDArray[np.int8]:
+        """Returns TRAIN, VALIDATION or TEST per row of a slice of a row group, which holds the key column where there is one."""
+        return split_rows(rows, group, self.key, (self.validation_fraction, self.test_fraction))
+
+    def fraction(self, side: str) -> float:
+        """Returns the share of rows on a side of that name; of "all", 1."""
+        shares = {"validation": self.validation_fraction, "test": self.test_fraction, "all": 1.0}
+        return shares.get(side, 1.0 - self.validation_fraction - self.test_fraction)
+
+
+def knows_rows(record: Mapping[str, Any], fingerprint: str) -> bool:
+    """Whether a bundle's table.json tells which rows of the table of that fingerprint were trained on.
+
+    Keys tell it of every table; places tell it of the tables that the training read.
+    """
+    return record["key"] is not None or fingerprint in (record["fingerprint"], record["split"].get("validation_fingerprint"))
 
 
 def take(table: pa.Table, mask: NDArray[np.bool_]) -> pa.Table:

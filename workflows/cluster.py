@@ -34,8 +34,11 @@ def is_submitted() -> bool:
 def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     """Connects to the cluster at `address`, to RAY_ADDRESS or the job's own, or starts Ray here; ends what it started.
 
-    Raises ServiceError where no cluster answers.
+    Within a connection of the job it is that one. Raises ServiceError where no cluster answers.
     """
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # That the workers ended is seen at the controller's next look, every 2 s by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -156,10 +156,13 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
 
 def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
     """Returns the bundle's table.json: the encoding, the split, which table it was, and its columns' marginals."""
-    source = prepared.sources[TRAIN]
+    source, validation = prepared.sources[TRAIN], prepared.sources.get(VALIDATION)
+    split: dict[str, Any] = {"validation_fraction": source.fractions[0], "test_fraction": source.fractions[1]}
+    if validation is not None and validation is not source:
+        split["validation_fingerprint"] = validation.table.fingerprint
     return prepared.encoding.to_json() | {
         "null_pattern": config.model.null_pattern,
-        "split": {"validation_fraction": source.fractions[0], "test_fraction": source.fractions[1]},
+        "split": split,
         "num_training_rows": source.num_rows(TRAIN),
         "fingerprint": source.table.fingerprint,
         "marginals": prepared.marginals,

@@ -1,0 +1,102 @@
+"""What can be configured of evaluate.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig, EncodeDataConfig
+from workflows.config import require
+
+
+@dataclass(frozen=True)
+class EvaluateDataConfig(EncodeDataConfig):
+    """The table."""
+
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """Rows that are scored, on the side where the model's training had them, by the hash of the key (or of the place); default: test
+    where the model has such rows, else validation. all: every row, for a table that the training did not read."""
+
+
+@dataclass(frozen=True)
+class EvaluateOutputConfig:
+    """The scores."""
+
+    path: str
+    """Folder for OUTPUT/split=SPLIT/model_version=N/*.parquet, one line for each row, and the report beside them."""
+    prune: bool = False
+    """Delete the scores of input files that are gone; otherwise they are reported and their rows stay and count."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What else is known of the rows."""
+
+    label: str | None = None
+    """A column that is kept beside the scores as `label`; it may be one that the model does not have."""
+
+
+@dataclass(frozen=True)
+class BaselinesConfig:
+    """The densities that the model is compared with."""
+
+    max_rows: int = 20_000
+    """Training rows that they are fitted to, and scored rows that are compared, at most; chosen by hash. 0: no comparison."""
+
+    def check(self) -> None:
+        require(self.max_rows >= 0, "baselines.max_rows", self.max_rows, "at least 0")
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """What a version must pass to become champion."""
+
+    max_loss_nats_per_row: float = 0.0
+    """A candidate is refused where the 95 % interval of its log-evidence bound minus the champion's, row by row, lies below minus this
+    number: where it is worse by more, beyond doubt."""
+    min_rows: int = 100
+    """Rows that candidate and champion are compared on, at least: rows that neither was trained on."""
+    min_kl_nats_per_row: float = 0.01
+    """KL of a model whose latent says something, at least."""
+    min_active_units: int = 1
+    """Latent dimensions whose posterior mean varies over rows by more than 0.01, at least."""
+    fail: bool = False
+    """Exit with 3 where the promotion is refused; otherwise the JSON line alone says so."""
+
+    def check(self) -> None:
+        loss = self.max_loss_nats_per_row
+        require(math.isfinite(loss) and loss >= 0, "gates.max_loss_nats_per_row", loss, "a number of at least 0")
+        require(self.min_rows >= 2, "gates.min_rows", self.min_rows, "at least 2")
+        require(self.min_kl_nats_per_row >= 0, "gates.min_kl_nats_per_row", self.min_kl_nats_per_row, "at least 0")
+        require(self.min_active_units >= 0, "gates.min_active_units", self.min_active_units, "at least 0")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a registered model on rows that it was not trained on; on request make it champion if it is no worse than the one there is."""
+
+    model: str
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    data: EvaluateDataConfig
+    output: EvaluateOutputConfig
+    num_importance_samples: int = 100
+    """Samples per row of the ELBO and of the log-evidence bound."""
+    promote: bool = False
+    """Make the version champion, and the champion previous, if it passes all gates; else say why not."""
+    force: bool = False
+    """Score again what was scored already."""
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
+    cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
+
+    def check(self) -> None:
+        self.cluster.check()
+        self.data.check()
+        self.baselines.check()
+        self.gates.check()
+        require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
+        promotable = self.model.startswith(("models:/", "runs:/"))
+        require(promotable or not self.promote, "model", self.model, "a registered model's version or alias, where --promote is true")

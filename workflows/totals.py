@@ -1,0 +1,131 @@
+"""What many rows' scores come to: means and standard errors over the rows that evaluate.py wrote, in float64, file by file.
+
+Shapes: B rows of a batch, L latent dimensions, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.moments import Moments
+from data.output import OutputFolder
+from workflows.evaluation import BY_COLUMN, SCORES
+
+BATCH_ROWS = 65_536
+# Burda et al. 2016: a latent dimension whose posterior mean varies by more than this over rows is active.
+ACTIVE_VARIANCE = 0.01
+# Of the normal distribution, for intervals of 95 %.
+TWO_SIDED_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over rows, NaN where one of them has no number, and its standard error, infinite for a single row."""
+
+    mean: float
+    standard_error: float
+    num_rows: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of the 95 % interval."""
+        return self.mean - TWO_SIDED_95 * self.standard_error, self.mean + TWO_SIDED_95 * self.standard_error
+
+    @staticmethod
+    def of(values: NDArray[np.float64]) -> Estimate:
+        """Returns the estimate of numbers [n], n >= 1."""
+        return estimates(Moments.of(values[:, None]))[0]
+
+
+def estimates(moments: Moments) -> list[Estimate]:
+    """Returns the estimates that moments [E] make."""
+    counts = moments.count
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.where(counts > 1, np.sqrt(moments.squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1)), math.inf)
+    return [Estimate(float(m), float(e), int(n)) for m, e, n in zip(moments.mean, errors, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """All rows' scores. columns: each column's log-likelihood over all rows (0 where it is missing), in nats per row.
+
+    latent_variances: Var_x(E_q[z_j]), [L]. num_not_finite: rows some score of which is no number.
+    """
+
+    num_rows: int
+    num_trained_on: int
+    num_not_finite: int
+    scores: dict[str, Estimate]
+    columns: dict[str, Estimate]
+    latent_variances: NDArray[np.float64]
+
+    @property
+    def active_units(self) -> int:
+        return int((self.latent_variances > ACTIVE_VARIANCE).sum())
+
+
+def rows_of(output: OutputFolder, names: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yields the rows of output files, in the order of their names and of their rows, some thousand at once, each with its file."""
+    for name in sorted(names):
+        with output.filesystem.open_input_file(f"{output.path}/{name}") as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                if batch.num_rows:
+                    yield name, pa.Table.from_batches([batch])
+
+
+def total(output: OutputFolder, names: Sequence[str]) -> Totals | None:
+    """Returns what all rows of the output's files come to; None where there is no row."""
+    num_rows = num_trained_on = num_not_finite = 0
+    scores: Moments | None = None
+    latents: Moments | None = None
+    columns: list[str] = []
+    for _, rows in rows_of(output, names, [*SCORES, "trained_on", BY_COLUMN, "z_mean"]):
+        cells = rows[BY_COLUMN].combine_chunks()
+        columns = [field.name for field in cells.type]
+        parts = [*(rows[name].to_numpy() for name in SCORES), *(pc.fill_null(part, 0.0).to_numpy() for part in cells.flatten())]
+        values = np.stack(parts, 1)
+        num_rows += len(values)
+        num_trained_on += int(pc.sum(rows["trained_on"]).as_py())
+        num_not_finite += int((~np.isfinite(values)).any(1).sum())
+        scores = merged(scores, Moments.of(values))
+        latents = merged(latents, Moments.of(matrix(rows["z_mean"])))
+    if scores is None or latents is None:
+        return None
+    scores.mean[scores.count < num_rows] = math.nan
+    found = estimates(scores)
+    of_rows, by_column = dict(zip(SCORES, found, strict=False)), dict(zip(columns, found[len(SCORES) :], strict=True))
+    return Totals(num_rows, num_trained_on, num_not_finite, of_rows, by_column, latents.squares / np.maximum(latents.count, 1))
+
+
+def merged(moments: Moments | None, more: Moments) -> Moments:
+    return more if moments is None else moments.merge(more)
+
+
+def matrix(vectors: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Returns a column of lists of one length as [B, L]."""
+    values: NDArray[np.float64] = vectors.combine_chunks().flatten().to_numpy().astype(np.float64)
+    return values.reshape(len(vectors), -1)
+
+
+def scores_at(
+    output: OutputFolder, places: Mapping[str, NDArray[np.int64]], columns: Sequence[str]
+) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
+    """Returns the places that were scored, as (output file, source_row), and their scores, [n, columns].
+
+    places: output file -> the rows of its input that are asked for.
+    """
+    found: list[tuple[str, int]] = []
+    scores: list[NDArray[np.float64]] = [np.zeros((0, len(columns)))]
+    for name, rows in rows_of(output, list(places), ["source_row", *columns]):
+        here = np.isin(rows["source_row"].to_numpy(), places[name])
+        found += [(name, int(row)) for row in rows["source_row"].to_numpy()[here]]
+        scores.append(np.stack([rows[column].to_numpy()[here] for column in columns], 1))
+    return found, np.concatenate(scores)
