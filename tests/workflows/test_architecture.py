@@ -16,7 +16,8 @@ from torch import Tensor
 
 from data.columns import Rules, decide_columns
 from data.conditions import conditioned
-from data.encoding import LOG_JACOBIAN, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.statistics import summarise_table
 from data.wishes import with_likelihoods
 from vae import VAE, Rows

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.encoding import Arrays
+from data.fields import Arrays
 from data.plan import Plan, Window, shard_bounds, shards_of_rank
 from vae.model import VAE
 from vae.objective import Loss, Objective
