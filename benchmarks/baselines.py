@@ -40,7 +40,7 @@ def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any,
     from data.table import open_table
     from vae.model import VAE
     from workflows.architecture import architecture
-    from workflows.config import ModelConfig
+    from workflows.model_config import ModelConfig
 
     table = open_table(path)
     with RowReader(table.filesystem, table.schema) as reader:

@@ -49,8 +49,8 @@ from data.plan import Plan, shard_bounds
 from vae.model import VAE
 from vae.objective import Loss, Objective
 from vae.rows import Rows
-from workflows.config import TrainingConfig
 from workflows.feed import HeldRows, training_stretches
+from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
 from workflows.steps import autocast, compiled, take_step
 

@@ -23,7 +23,8 @@ from data.wishes import with_likelihoods
 from vae import VAE, Rows
 from vae.model import build_likelihood
 from workflows.architecture import NUM_COMPONENTS, architecture
-from workflows.config import ConfigError, ModelConfig
+from workflows.checks import ConfigError
+from workflows.model_config import ModelConfig
 
 N = 3000
 
