@@ -45,8 +45,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.baselines import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM
 from benchmarks.data import tabular
+from benchmarks.lean import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM
 from benchmarks.process_tree import Tree, watch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +110,7 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
         "data.validation_fraction": 0,
         "model.hidden_dims": HIDDEN_DIMS[workload],
         "model.latent_dim": LATENT_DIM[workload],
+        "model.null_pattern": False,  # nor do they model which cells are there
         "training.global_batch_size": BATCH_ROWS[workload],
         "training.epochs": epochs,
         "training.early_stopping_patience": 0,

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from data.column import Column
 from data.decoding import numbers_to_arrow, plain_values, storable, supported
-from data.encoding import Arrays, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import Arrays
 from data.listing import DataError
 from data.marginals import LEVELS, categories_of
 from data.overrides import ColumnOverrideError

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from data.encoding import one_array
+from data.fields import one_array
 from data.hashing import POWER, Hashes, hash_integers, hash_values, mix
 from data.reading import MAX_BATCH_BYTES, RowReader
 from data.scan import in_order, runs

@@ -16,7 +16,8 @@ import ray
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from data.encoding import LOG_JACOBIAN, Arrays, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN, Arrays
 from data.listing import DataError
 from data.plan import Reading
 from data.reading import MAX_BATCH_BYTES, RowReader

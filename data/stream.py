@@ -14,7 +14,7 @@ from itertools import islice
 import pyarrow as pa
 import ray
 
-from data.encoding import Arrays
+from data.fields import Arrays
 from data.listing import DataError
 from data.plan import Integers, Window, window_reading
 from data.shard import Layout, Reader, ResidentRows, named

@@ -31,7 +31,7 @@ from tests.running import ROOT, wait_until
 from tests.workflows.test_ray_jobs import Head, head  # noqa: F401  (head is a fixture)
 from vae import VAE, save_bundle
 from workflows.architecture import architecture
-from workflows.config import ModelConfig
+from workflows.model_config import ModelConfig
 
 NIGHT = "2026-11-22"
 ENCODE_YAML = ROOT / "deploy" / "kuberay" / "encode.yaml"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vae.cells import CellDistribution, Likelihood
 from vae.normal_mass import may_look_at
+from vae.precision import without_autocast
 
 # A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.
 SMALLEST_SUM = 1e-20
@@ -64,7 +65,7 @@ class Block(nn.Module):
         return highest + torch.log(self._sums(torch.exp(logits - highest.gather(-1, column_of))))
 
     def _sums(self, weights: Tensor) -> Tensor:
-        with torch.autocast(weights.device.type, enabled=False):  # sums in bfloat16 would not normalise
+        with without_autocast(weights):
             return weights @ self.membership
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
 from vae.normal_mass import LOG_SQRT_2PI, residual
+from vae.precision import without_autocast
 
 # Of df - 1. At its lower end the mean still exists in float32; at df = 1000 a t is a Gaussian.
 MIN_LOG_EXCESS, START_LOG_EXCESS, MAX_LOG_EXCESS = -7.0, math.log(4.0), math.log(999.0)
@@ -37,7 +38,8 @@ class GaussianCells(CellDistribution):
         observed = valid.to(self.location.dtype)
         standardised = residual(values, self.location) * (torch.exp(-self.log_scale) * observed)
         constants = (self.log_scale + LOG_SQRT_2PI).expand(values.shape[-1])
-        count = observed.expand(values.shape) @ constants if valid.shape[-1] > 1 else observed.squeeze(-1) * constants.sum()
+        with without_autocast(observed):
+            count = observed @ constants if valid.shape[-1] > 1 else observed.squeeze(-1) * constants.sum()
         return -0.5 * standardised.square().sum(-1) - count
 
     @property

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from vae.precision import without_autocast
+
 if TYPE_CHECKING:
     from vae.priors import LatentDistribution
 
@@ -122,7 +124,8 @@ class FullGaussian(NamedTuple):
 
     def rsample(self, noise: Tensor) -> Tensor:
         """Returns z = mean + factor noise, differentiable in the parameters; noise [B, L] or [S, B, L] is standard normal."""
-        return self.mean + (self.factor @ noise[..., None]).squeeze(-1)
+        with without_autocast(noise):
+            return self.mean + (self.factor @ noise[..., None]).squeeze(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) in nats, [B] or [S, B]."""
@@ -160,7 +163,7 @@ def estimated_kl(q_z: Posterior, prior: LatentDistribution, z: Tensor | None) ->
 
 
 def solve_triangular(factor: Tensor, right: Tensor) -> Tensor:
-    """Returns factor^-1 right for lower triangular [.., L, L] and [.., L], broadcast; never in bfloat16, which has no such routine."""
-    with torch.autocast(right.device.type, enabled=False):
+    """Returns factor^-1 right for lower triangular [.., L, L] and [.., L], broadcast."""
+    with without_autocast(right):
         solved: Tensor = torch.linalg.solve_triangular(factor, right.to(factor.dtype)[..., None], upper=False).squeeze(-1)
     return solved

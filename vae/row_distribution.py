@@ -31,8 +31,10 @@ class RowDistribution:
 
     def null_pattern_log_prob(self, rows: Rows) -> Tensor:
         """Returns log p(m|z) in nats, [B] or [S, B]; 0 where no flags are modelled."""
-        none = torch.zeros(rows.num_rows, 0, dtype=torch.bool, device=rows.device)
-        flags = torch.cat([none, *(rows.valid[name][:, index] for name, index in self.flags.items())], 1)
+        if not self.flags:
+            logits = self.null_pattern.logits
+            return logits.new_zeros(logits.shape[:-1])
+        flags = torch.cat([rows.valid[name][:, index] for name, index in self.flags.items()], 1)
         return self.null_pattern.log_prob(flags).sum(-1)
 
     def sample_valid(self, rows: Rows, generator: torch.Generator) -> dict[str, Tensor]:

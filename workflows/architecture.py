@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from data.cells import LARGEST_CELL
 from data.column import Column
-from data.encoding import Field, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import Field
 from data.likelihood_names import default_likelihood
 from vae.convolutions import is_image
-from workflows.config import ConfigError, ModelConfig
+from workflows.checks import ConfigError
+from workflows.model_config import ModelConfig
 
 # Logistics of a mixture: enough for several modes and a spike among them.
 NUM_COMPONENTS = 5

@@ -14,8 +14,8 @@ from data.output import OutputError, OutputFolder
 from data.table import Table
 from workflows.actors import ModelFiles, Pool
 from workflows.batch_config import BatchClusterConfig
+from workflows.checks import ConfigError
 from workflows.cluster import is_submitted, possible_resources, require_resources
-from workflows.config import ConfigError
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
 from workflows.registry import PinnedModel, Registry, lineage, relative_store

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workflows.config import check_batch_bytes, require
+from workflows.checks import check_batch_bytes, require
 
 
 @dataclass(frozen=True)

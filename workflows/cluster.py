@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from workflows.config import ClusterConfig, ConfigError
+from workflows.checks import ConfigError
+from workflows.config import ClusterConfig
 from workflows.errors import ServiceError, logger
 from workflows.job import stop_on_sigterm
 

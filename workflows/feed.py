@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data.encoding import Arrays
+from data.fields import Arrays
 from data.plan import NOISE_ROWS, Plan, Stretch, Window
 from vae.model import VAE
 from vae.rows import Rows

@@ -19,7 +19,7 @@ from data.listing import DataError
 from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
 from vae.bundle import BundleError
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import ComputationError, Incomplete, ServiceError, TryAgain, logger
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [

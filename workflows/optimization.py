@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.model import VAE
-from workflows.config import TrainingConfig
+from workflows.model_config import TrainingConfig
 
 # So many steps in a row that are not finite end a run.
 MAX_NONFINITE_STEPS = 3

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from data.listing import open_filesystem
 from workflows.checkpoint import Checkpoints, read, write
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import ServiceError
 from workflows.lease import Claims
 

@@ -12,18 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from workflows.config import (
-    ClusterConfig,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    RegistryConfig,
-    RunConfig,
-    TrainConfig,
-    TrainingConfig,
-    require,
-)
+from workflows.checks import ConfigError, require
+from workflows.config import ClusterConfig, DataConfig, RegistryConfig, RunConfig, TrainConfig
+from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "objective": ObjectiveConfig, "training": TrainingConfig}
 # What is searched where nothing is asked to be, as far as it has its default.

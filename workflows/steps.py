@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from vae.objective import Loss
 from vae.rows import Rows
 from workflows.checkpoint import NUM_SUMS, Progress
-from workflows.config import RunConfig, TrainingConfig
+from workflows.config import RunConfig
+from workflows.model_config import TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 
 # Workers meet, and the host waits for the device, about this often.

@@ -34,8 +34,9 @@ from data.table import RowGroup, Table, open_table
 from data.wishes import check_likelihoods, with_likelihoods
 from workflows.architecture import architecture
 from workflows.checkpoint import Checkpoints
+from workflows.checks import ConfigError
 from workflows.cluster import Workers
-from workflows.config import ConfigError, TrainConfig
+from workflows.config import TrainConfig
 from workflows.errors import ComputationError, logger
 from workflows.feed import EVALUATION_ROWS
 from workflows.job import known_cause

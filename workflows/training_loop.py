@@ -29,10 +29,11 @@ from vae.model import VAE
 from vae.objective import Loss, Objective
 from vae.rows import Rows
 from workflows.checkpoint import NUM_SUMS, Checkpoints, Progress, TrainingState
-from workflows.config import ObjectiveConfig, RunConfig, TrainingConfig
+from workflows.config import RunConfig
 from workflows.errors import ComputationError
 from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
 from workflows.mailbox import Line, Message
+from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 from workflows.scoring import metrics, score_of, scores, shard_sums
 from workflows.steps import Ledger, Settled, compiled, describe_batch, take_step

@@ -21,7 +21,8 @@ from data.conditions import (
     encode_conditions,
     given_condition,
 )
-from data.encoding import LOG_JACOBIAN, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.marginals import marginals
 from data.statistics import summarise_table
 

@@ -26,7 +26,8 @@ from data.cells import LARGEST_CELL
 from data.column import Column
 from data.columns import Rules, decide_columns
 from data.decoding import constant_array, numbers_to_arrow
-from data.encoding import LOG_JACOBIAN, EncodingFormatError, TableEncoding
+from data.encoding import EncodingFormatError, TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.listing import DataError
 from data.reading import RowReader
 from data.shard import layout

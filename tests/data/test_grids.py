@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from data.column import Column
 from data.columns import Rules, decide_columns
 from data.conditions import conditioned, draw_conditions
-from data.encoding import LOG_JACOBIAN, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.grids import BLOCK_VALUES, MAX_STEPS, OFF_GRID, decimal_places, on_grid, relative_rounding, resolution
 from data.listing import DataError
 from data.marginals import marginals

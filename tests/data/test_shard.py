@@ -20,7 +20,8 @@ from pyarrow import fs
 from data import reading
 from data.column import Column
 from data.columns import Rules, decide_columns
-from data.encoding import LOG_JACOBIAN, Arrays, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN, Arrays
 from data.hashing import hash_values
 from data.listing import DataError
 from data.plan import Integers, Reading, readings, shard_bounds, shards_of_rank

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from data.columns import Rules, decide_columns
 from data.conditions import conditioned
-from data.encoding import LOG_JACOBIAN, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.statistics import summarise_table
 from data.wishes import with_likelihoods
 from vae import VAE, Rows
 from vae.model import build_likelihood
 from workflows.architecture import NUM_COMPONENTS, architecture
-from workflows.config import ConfigError, ModelConfig
+from workflows.checks import ConfigError
+from workflows.model_config import ModelConfig
 
 N = 3000
 

@@ -11,8 +11,8 @@ from pyarrow import fs
 
 from tests.workflows.test_steps import small_model
 from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
-from workflows.config import TrainingConfig
 from workflows.errors import ComputationError
+from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
 
 

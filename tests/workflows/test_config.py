@@ -13,9 +13,11 @@ from data.output import OutputError
 from data.overrides import ColumnOverrideError
 from vae import BundleError
 from workflows.batch_config import EncodeConfig, GenerateConfig
-from workflows.config import ConfigError, ObjectiveConfig, TrainConfig, TrainingConfig
+from workflows.checks import ConfigError
+from workflows.config import TrainConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
+from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.registry import default_tracking_uri, flatten, without_password
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from workflows.config import DataConfig, ModelConfig, TrainConfig, TrainingConfig
+from workflows.config import DataConfig, TrainConfig
 from workflows.metrics_log import MetricsLog
+from workflows.model_config import ModelConfig, TrainingConfig
 from workflows.narration import Narrator, duration
 
 

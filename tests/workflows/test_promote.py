@@ -16,7 +16,7 @@ import pytest
 from tests.running import job_environment, run_job
 from vae import VAE, BundleError, save_bundle
 from workflows.batch_config import BatchRegistryConfig, PromoteConfig
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import ServiceError
 from workflows.promote import main
 from workflows.registry import CHAMPION_CHANGE, Registry

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.encoding import Arrays
+from data.fields import Arrays
 from data.plan import Plan, Window, shard_bounds, shards_of_rank
 from vae.model import VAE
 from vae.objective import Loss, Objective
 from vae.rows import Rows
 from workflows.checkpoint import Progress, TrainingState
-from workflows.config import RunConfig, TrainingConfig
+from workflows.config import RunConfig
 from workflows.feed import HeldRows, StreamedRows, training_stretches
+from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
 from workflows.scoring import scores, shard_sums
 from workflows.steps import Ledger, compiled, describe_batch, take_step

@@ -20,9 +20,11 @@ import pytest
 from pyarrow import fs
 
 from tests.running import ROOT, Outcome, Trained, run_job, running_job
-from workflows.config import ConfigError, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
+from workflows.checks import ConfigError
+from workflows.config import TrainConfig
 from workflows.errors import ComputationError
 from workflows.job import exit_code, parse
+from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 from workflows.ranking import best_of
 from workflows.runs import Run
 from workflows.search import halving
