@@ -131,7 +131,7 @@ def decoder_ignores_latents(seed: int) -> tuple[VAE, Tensor]:
 def trained_under_a_heavy_weight_of_the_kl(seed: int) -> tuple[VAE, Tensor]:
     _, x, _ = truth(seed, 8, 3, 4)
     model = network(x, 4, seed)
-    train(model, x, num_steps=400, beta=30.0, seed=seed)
+    train(model, x, num_steps=300, beta=30.0, seed=seed)
     return model, x
 
 
@@ -173,7 +173,7 @@ def test_exact_encoders_are_healthy_whatever_dimensions_the_data_leaves_unused(
     seed: int, num_features: int, num_factors: int, latent_dim: int
 ) -> None:
     ppca, x, _ = truth(seed, num_features, num_factors, latent_dim)
-    health = examine(exact_vae(ppca, "full" if seed == 2 else "diagonal"), rows_of(x), generator())
+    health = examine(exact_vae(ppca, "full" if seed == 2 and latent_dim < 6 else "diagonal"), rows_of(x), generator())
     assert health.verdict == HEALTHY, health.words
     assert health.reasons == []
     assert health.active_units == num_factors
@@ -188,7 +188,7 @@ def test_exact_encoders_are_healthy_whatever_dimensions_the_data_leaves_unused(
 def test_trained_networks_are_healthy(prior: str, seed: int, latent_dim: int) -> None:
     x = ((digits() - 0.3) / 0.37).float()
     model = network(x, latent_dim, seed, prior=prior)
-    train(model, x, num_steps=300, beta=1.0, seed=seed)
+    train(model, x, num_steps=200, beta=1.0, seed=seed)
     health = examine(model, rows_of(x), generator())
     assert health.verdict == HEALTHY, health.words
 
