@@ -94,8 +94,8 @@ def held(rows: Rows, num_shards: int) -> HeldRows:
     return HeldRows(rows, dict(enumerate(bounds[:-1])), {shard: bounds[shard + 1] - bounds[shard] for shard in range(num_shards)})
 
 
-def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) -> dict[str, Any]:
-    """Returns the scores of the best epoch's weights, how many epochs it took, and its CPU-seconds."""
+def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) -> tuple[VAE, dict[str, Any]]:
+    """Returns the model with the best epoch's weights, and their scores, how many epochs it took, and its CPU-seconds."""
     began = time.process_time()
     data, training = config.data, config.training.for_rows(sides[TRAIN].num_rows)
     window_rows = data.shuffle_window_rows or max(EVALUATION_ROWS, WINDOW_BYTES // bytes_per_row(encoding))
@@ -117,7 +117,7 @@ def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) 
     model.load_state_dict(state.best)
     final = scores(shard_sums(model, plan, rows[VALIDATION], VALIDATION, FINAL_SAMPLES), model)
     best = {"num_epochs": progress.epoch, "best_epoch": progress.best_epoch + 1, "cpu_s": round(time.process_time() - began)}
-    return {name: round(value, 3) for name, value in final.items()} | best
+    return model, {name: round(value, 3) for name, value in final.items()} | best
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     for variant, config in configs.items():
         encoding = encoding_of(table, chosen.key, summary, config)
         sides = {side: encoded_rows(table, encoding, side, fractions) for side in (TRAIN, VALIDATION)}
-        found = {"data": Path(chosen.data).name, "common": chosen.common, "variant": variant, **train(config, encoding, sides)}
+        found = {"data": Path(chosen.data).name, "common": chosen.common, "variant": variant, **train(config, encoding, sides)[1]}
         print(json.dumps(found), flush=True)
 
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from data.plan import Plan
+from vae.health import ACTIVE_VARIANCE
 from vae.model import VAE
 from workflows.checkpoint import NUM_SUMS
 from workflows.feed import SideRows, evaluation_chunks
 
-# A latent dimension is active where its posterior mean varies over rows by more than this (Burda, Grosse, Salakhutdinov 2016, 5.2).
-ACTIVE_VARIANCE = 0.01
 NULL_PATTERN = "null_pattern_log_likelihood_nats_per_row"
 
 
