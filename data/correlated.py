@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.column import Column
-from data.encoding import Field, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import Field
 from data.gaussian import Floats, Gaussian
 from data.jacobians import NUMBERS
 

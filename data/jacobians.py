@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.column import Column
-from data.encoding import Field, TableEncoding, log_stretch
+from data.encoding import TableEncoding, log_stretch
+from data.fields import Field
 
 NUMBERS = ("numeric", "integer", "warped", "count")
 

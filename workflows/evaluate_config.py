@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig, EncodeDataConfig
-from workflows.config import require
+from workflows.checks import require
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from workflows.architecture import architecture
 from workflows.checkpoint import BEST, Checkpoints, Progress, progress_of, read
 from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
+from workflows.drift import training_reference
 from workflows.errors import ComputationError, ServiceError, logger
 from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
@@ -138,8 +139,8 @@ def record_end(
 ) -> dict[str, Any]:
     """Registers the model of the run's finished checkpoint, logs what was measured and drawn, and returns the JSON line.
 
-    table: whose rows the pictures show; name: the run.name that was asked for, where it is not the run's. Raises ServiceError where
-    MLflow does not answer; the next start comes here again.
+    table: whose rows the pictures show, and those that new rows will be compared with; name: the run.name that was asked for, where it is
+    not the run's. Raises ServiceError where MLflow does not answer; the next start comes here again.
     """
     files = checkpoints.finished()
     if files is None:
@@ -154,7 +155,8 @@ def record_end(
         bundle, pictures = Path(folder) / "bundle", Path(folder) / "pictures"
         model = VAE(**architecture(encoding, config.model))
         model.load_state_dict(load_tensors(files[BEST]))
-        sha256 = save_bundle(bundle, model, record)
+        reference = training_reference(model, encoding, table, record, is_validation=config.data.validation_path is not None)
+        sha256 = save_bundle(bundle, model, record | ({"drift": reference} if reference is not None else {}))
         for path in bundle.iterdir():
             this.write(f"bundle/{path.name}", path.read_bytes())
         pictures.mkdir()

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from data.columns import Rules, decide_columns
-from data.encoding import LOG_JACOBIAN, TableEncoding
+from data.encoding import TableEncoding
+from data.fields import LOG_JACOBIAN
 from data.jacobians import column_log_jacobians
 from data.statistics import summarise_table
 
