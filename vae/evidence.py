@@ -14,8 +14,24 @@ from vae.model import VAE
 from vae.posteriors import Posterior
 from vae.rows import Rows
 
-# Decoder outputs that are made at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
+# Numbers of a layer that are made at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
 MAX_OUTPUTS = 2**23
+
+
+class LogJoint:
+    """log p(x,z) of given rows as a function of z; of a conditional model log p(x,z|c). The null pattern is no part of it.
+
+    at_once: the samples of z per row that keep within memory.
+    """
+
+    def __init__(self, model: VAE, rows: Rows) -> None:
+        self.model, self.rows, self.condition = model, rows, model.condition(rows)
+        self.prior = model.latent_prior(self.condition)
+        self.at_once = samples_at_once(model, rows)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Returns log p(x_observed|z) + log p(z) in nats in data units, [B] or [S, B]."""
+        return self.model.likelihood(z, self.condition).log_prob(self.rows) + self.prior.log_prob(z)
 
 
 def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -23,14 +39,12 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
 
     Their mean is the ELBO, and log-mean-exp of K of them the importance-weighted bound (Burda et al. 2016), in expectation.
     """
-    at_once = samples_at_once(model, rows)
-    condition = model.condition(rows)
-    p_z = model.latent_prior(condition)
+    joint = LogJoint(model, rows)
     parts = []
-    for begin in range(0, num_samples, at_once):
-        size = (min(at_once, num_samples - begin), rows.num_rows, model.latent_dim)
+    for begin in range(0, num_samples, joint.at_once):
+        size = (min(joint.at_once, num_samples - begin), rows.num_rows, model.latent_dim)
         z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
-        parts.append(model.likelihood(z, condition).log_prob(rows) + p_z.log_prob(z) - q_z.log_prob(z))
+        parts.append(joint(z) - q_z.log_prob(z))
     return torch.cat(parts)
 
 
@@ -50,8 +64,14 @@ def log_evidence_bound(model: VAE, rows: Rows, num_importance_samples: int, gene
 
 
 def samples_at_once(model: VAE, rows: Rows) -> int:
-    """Returns the samples per row whose decoder outputs keep within MAX_OUTPUTS, one at least."""
-    return max(1, MAX_OUTPUTS // max(1, rows.num_rows * sum(model.output_sizes)))
+    """Returns the samples per row whose decoder outputs and hidden layers keep within MAX_OUTPUTS, one at least."""
+    return max(1, MAX_OUTPUTS // max(1, rows.num_rows * widest_layer(model)))
+
+
+def widest_layer(model: VAE) -> int:
+    """Returns the numbers of the decoder's widest layer for one z; of convolutions only their hidden_dims and outputs are known here."""
+    hidden_dims: list[int] = model.architecture["hidden_dims"]
+    return max(sum(model.output_sizes), *hidden_dims, 1)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

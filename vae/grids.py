@@ -45,6 +45,10 @@ class Grid(nn.Module, ABC):
         """Returns standardised numbers as stored cells, kept in range."""
 
     @abstractmethod
+    def nearest(self, drawn: Tensor, like: Tensor) -> Tensor:
+        """Returns drawn cells, [B, D] as stored, at the nearest integers in range; `like`: stored integers' cells, [B, D]."""
+
+    @abstractmethod
     def narrowest(self) -> Tensor:
         """Returns the least half-width of each cell's intervals, [D] or one for all."""
 
@@ -94,6 +98,13 @@ class LinearGrid(Grid):
         """Returns standardised numbers as stored cells; numbers stored as integers are rounded and kept in range."""
         y = torch.minimum(torch.maximum(y, self.lower), self.upper)
         return y if self.storage.is_floating_point else (y * self.scale + self.center).round().to(self.storage)
+
+    def nearest(self, drawn: Tensor, like: Tensor) -> Tensor:
+        """The stored numbers lie whole steps from `like`: where the integers are, nothing else here tells."""
+        if not drawn.is_floating_point():
+            return drawn
+        step = 2 * self.half_width
+        return like + step * torch.round((drawn - like) / step)
 
     def narrowest(self) -> Tensor:
         return self.half_width
@@ -166,6 +177,11 @@ class WarpedGrid(Grid):
     def to_storage(self, y: Tensor) -> Tensor:
         """Returns stored numbers, kept between T(lower) and T(upper)."""
         return torch.clamp(y, self.lowest, self.highest)
+
+    def nearest(self, drawn: Tensor, like: Tensor) -> Tensor:
+        rounded = torch.round(self.width * torch.sinh(drawn * self.scale + self.mean))
+        k = torch.clamp(rounded, self.lower, self.upper)
+        return (torch.asinh(k / self.width) - self.mean) / self.scale
 
     def narrowest(self) -> Tensor:
         farthest = torch.maximum(self.lower.abs(), self.upper.abs())

@@ -36,6 +36,11 @@ class DiagonalGaussian(NamedTuple):
         return DiagonalGaussian(mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
 
     @property
+    def outputs(self) -> Tensor:
+        """The encoder outputs that name this posterior, [B, 2 L]."""
+        return torch.cat([self.mean, self.log_scale], -1)
+
+    @property
     def scale(self) -> Tensor:
         """The standard deviation of each latent dimension, [B, L]."""
         return self.log_scale.exp()
@@ -52,10 +57,13 @@ class DiagonalGaussian(NamedTuple):
         """Returns z = mean + scale * noise, differentiable in the parameters; noise [B, L] or [S, B, L] is standard normal."""
         return self.mean + self.scale * noise
 
+    def standardise(self, z: Tensor) -> Tensor:
+        """Returns the noise of which rsample makes z, [B, L] or [S, B, L]."""
+        return (z - self.mean) * torch.exp(-self.log_scale)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) in nats, [B] or [S, B]."""
-        standardised = (z - self.mean) * torch.exp(-self.log_scale)
-        return (-0.5 * standardised.square() - self.log_scale - LOG_SQRT_2PI).sum(-1)
+        return (-0.5 * self.standardise(z).square() - self.log_scale - LOG_SQRT_2PI).sum(-1)
 
     def log_prob_each(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B].
@@ -106,6 +114,14 @@ class FullGaussian(NamedTuple):
         return FullGaussian(mean, factor)
 
     @property
+    def outputs(self) -> Tensor:
+        """The encoder outputs that name this posterior, [B, num_outputs]."""
+        latent_dim = self.mean.shape[-1]
+        row, column = torch.tril_indices(latent_dim, latent_dim, -1, device=self.mean.device)
+        below = (self.factor / self.factor.diagonal(dim1=-2, dim2=-1)[..., None])[..., row, column]
+        return torch.cat([self.mean, self.log_diagonal, below], -1)
+
+    @property
     def scale(self) -> Tensor:
         """The standard deviation of each latent dimension, [B, L]."""
         return self.factor.square().sum(-1).sqrt()
@@ -127,10 +143,13 @@ class FullGaussian(NamedTuple):
         with without_autocast(noise):
             return self.mean + (self.factor @ noise[..., None]).squeeze(-1)
 
+    def standardise(self, z: Tensor) -> Tensor:
+        """Returns the noise of which rsample makes z, [B, L] or [S, B, L]."""
+        return solve_triangular(self.factor, z - self.mean)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) in nats, [B] or [S, B]."""
-        standardised = solve_triangular(self.factor, z - self.mean)
-        return (-0.5 * standardised.square() - self.log_diagonal - LOG_SQRT_2PI).sum(-1)
+        return (-0.5 * self.standardise(z).square() - self.log_diagonal - LOG_SQRT_2PI).sum(-1)
 
     def log_prob_each(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B], in float64."""
