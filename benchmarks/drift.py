@@ -39,8 +39,8 @@ from data.statistics import summarise_table
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.architecture import architecture
-from workflows.model_config import ModelConfig
 from workflows.drift import LATENT, quantities
+from workflows.model_config import ModelConfig
 
 Generator = np.random.Generator
 Draw = Callable[[Generator, int], pa.Table]

@@ -22,6 +22,7 @@ from data.marginals import summarise_rows
 from data.output import OutputFolder
 from data.statistics import TableSummary, merge_all
 from vae.bundle import open_bundle
+from vae.model import VAE
 from vae.rows import Rows
 from workflows.actors import Shared
 from workflows.lease import Fence
@@ -45,51 +46,34 @@ class GenerateTask:
     use_gpu: bool
 
 
-class Generator:
-    """Generates one file of rows; row i depends on the model, the seed, the condition and i alone."""
+class RowGenerator:
+    """Generates rows, chunk by chunk; row i depends on the model, the seed, the condition and i alone. record: the bundle's table.
 
-    def __init__(self, shared: Shared) -> None:
-        torch.set_num_threads(1)
-        model, task = ray.get(shared.reference)
-        self.device = torch.device("cuda" if task.use_gpu else "cpu")
-        bundle = open_bundle(model.files, self.device)
-        self.model, self.encoding, self.task = bundle.model, TableEncoding.from_json(bundle.table), task
-        self.null_pattern = bool(bundle.table["null_pattern"])
-        self.marginals = bundle.table.get("marginals", {})
-        self.given = None if task.condition is None else given_condition(self.encoding, task.condition)
-        self.schema = readable_schema(self.encoding, self.null_pattern, self.given).with_metadata(model.metadata)
+    condition: column -> its value in all rows; None: drawn, where the model has conditions.
+    """
 
-    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes rows first_row..end_row-1 and returns what the manifest says of them, and their summary."""
-        first, end = unit["first_row"], unit["end_row"]
-        parts: list[TableSummary] = []
-        waiting: list[pa.Table] = []  # a summary costs the same for few rows as for many
-        with self.task.output.staged(unit["output"], self.schema, self.task.fence.is_held) as writer:
-            for chunk in range(first // GENERATION_CHUNK_ROWS, -(-end // GENERATION_CHUNK_ROWS)):
-                start = chunk * GENERATION_CHUNK_ROWS
-                begin = max(first - start, 0)
-                rows = self._generate_chunk(chunk).slice(begin, min(end - start, GENERATION_CHUNK_ROWS) - begin)
-                writer.write_table(rows)
-                waiting.append(rows)
-                if len(waiting) == SUMMARY_CHUNKS or start + GENERATION_CHUNK_ROWS >= end:
-                    parts.append(summarise_rows(self.encoding, pa.concat_tables(waiting)))
-                    waiting = []
-        return {"output": unit["output"], "first_row": first, "num_rows": end - first, SUMMARY: merge_all(parts)}
+    def __init__(self, model: VAE, record: Mapping[str, Any], seed: int, condition: Mapping[str, Any] | None) -> None:
+        self.model, self.encoding, self.seed = model, TableEncoding.from_json(record), seed
+        self.null_pattern = bool(record["null_pattern"])
+        self.marginals = record.get("marginals", {})
+        self.given = None if condition is None else given_condition(self.encoding, condition)
+        self.schema = readable_schema(self.encoding, self.null_pattern, self.given)
 
     def _conditions(self, chunk: int) -> pa.Table:
         """Returns the chunk's condition columns, as many as the model has."""
         if self.given is not None:
             return self.given.take(pa.array(np.zeros(GENERATION_CHUNK_ROWS, np.int64)))
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk, 1])))
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, chunk, 1])))
         return draw_conditions(self.encoding, self.marginals, GENERATION_CHUNK_ROWS, generator, self.null_pattern)
 
-    def _generate_chunk(self, chunk: int) -> pa.Table:
-        base = int(np.random.SeedSequence([self.task.seed]).generate_state(1)[0])
+    def chunk(self, chunk: int) -> pa.Table:
+        """Returns rows number chunk * GENERATION_CHUNK_ROWS and after, as many."""
+        base = int(np.random.SeedSequence([self.seed]).generate_state(1)[0])
         conditions = self._conditions(chunk)
-        told = self.model.condition(Rows.from_arrays(encode_conditions(self.encoding, conditions), self.device))
+        told = self.model.condition(Rows.from_arrays(encode_conditions(self.encoding, conditions), self.model.device))
         rows = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32), told)
         absent = self._absent(rows)
-        nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.task.seed, chunk])))
+        nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, chunk])))
         arrays = self.encoding.split({name: tensor.cpu().numpy() for name, tensor in rows.values.items()})
         columns = []
         for column, kind in zip(self.encoding.columns, self.schema.types, strict=True):
@@ -118,6 +102,34 @@ class Generator:
                 return pa.nulls(GENERATION_CHUNK_ROWS, kind)
             return constant_array(column.constant, kind, missing)
         return self.encoding.decode_column(column.name, arrays[column.name], ~missing, kind)
+
+
+class Generator:
+    """What a generating actor does: one file of rows."""
+
+    def __init__(self, shared: Shared) -> None:
+        torch.set_num_threads(1)
+        model, self.task = ray.get(shared.reference)
+        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
+        self.rows = RowGenerator(bundle.model, bundle.table, self.task.seed, self.task.condition)
+        self.schema = self.rows.schema.with_metadata(model.metadata)
+
+    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes rows first_row..end_row-1 and returns what the manifest says of them, and their summary."""
+        first, end = unit["first_row"], unit["end_row"]
+        parts: list[TableSummary] = []
+        waiting: list[pa.Table] = []  # a summary costs the same for few rows as for many
+        with self.task.output.staged(unit["output"], self.schema, self.task.fence.is_held) as writer:
+            for chunk in range(first // GENERATION_CHUNK_ROWS, -(-end // GENERATION_CHUNK_ROWS)):
+                start = chunk * GENERATION_CHUNK_ROWS
+                begin = max(first - start, 0)
+                rows = self.rows.chunk(chunk).slice(begin, min(end - start, GENERATION_CHUNK_ROWS) - begin)
+                writer.write_table(rows.replace_schema_metadata(self.schema.metadata))
+                waiting.append(rows)
+                if len(waiting) == SUMMARY_CHUNKS or start + GENERATION_CHUNK_ROWS >= end:
+                    parts.append(summarise_rows(self.rows.encoding, pa.concat_tables(waiting)))
+                    waiting = []
+        return {"output": unit["output"], "first_row": first, "num_rows": end - first, SUMMARY: merge_all(parts)}
 
 
 def readable_schema(encoding: TableEncoding, null_pattern: bool, given: pa.Table | None) -> pa.Schema:

@@ -19,8 +19,8 @@ from vae.evidence import log_evidence_bound
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.architecture import architecture
-from workflows.model_config import ModelConfig
 from workflows.measures import bootstrap, class_measures, roc_auc, roc_auc_measure
+from workflows.model_config import ModelConfig
 from workflows.usefulness import (
     LABEL_IS_INPUT,
     LabelError,

@@ -1,0 +1,238 @@
+"""What an evaluation finds of a model on rows chosen by hash: health, inference gaps, use of the embedding, generated rows, drift.
+
+Each is a section of the report; what cannot be found says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from data.conditions import ConditionError, check_drawable
+from data.drift import Reference
+from data.encoding import TableEncoding
+from vae.audit import Audit, AuditPlan, audit
+from vae.bundle import open_bundle
+from vae.health import COLLAPSED, HEALTHY, examine
+from vae.rows import Rows
+from workflows.actors import Shared, run_units
+from workflows.batch import model_files
+from workflows.checks import ConfigError
+from workflows.comparison import compare_tables
+from workflows.drift import drift_report, found_drift, quantities, reference_for
+from workflows.errors import logger
+from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
+from workflows.sections import Evaluation, Section
+from workflows.totals import Estimate
+from workflows.two_sample import ComparisonError
+from workflows.usefulness import Labelled, LabelError, anomaly_scores, find_anomalies, usefulness, without_column
+
+# Rows of each side that these are computed from, at most.
+MAX_ROWS = 20_000
+# Rows that one actor audits at once.
+AUDITED_TOGETHER = 10
+SEED = 0
+
+
+def encoded(encoding: TableEncoding, rows: pa.Table) -> Rows:
+    arrays = encoding.encode(rows.select(encoding.inputs), "the chosen rows")
+    return Rows.from_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def left_out(name: str, reason: str) -> Section:
+    logger.info("no %s: %s", name, reason)
+    return Section(name, {"left_out": reason})
+
+
+def health_section(evaluation: Evaluation) -> Section:
+    """Returns whether the latents say anything of the rows."""
+    scoring = evaluation.scoring
+    rows, _ = evaluation.samples.rows("scored", MAX_ROWS)
+    if len(rows) < 2:
+        return left_out("health", "it needs 2 rows")
+    health = examine(scoring.bundle.model, encoded(scoring.encoding, rows), generator())
+    if health.verdict != HEALTHY:
+        logger.warning("%s", health.words)
+    found = health.information
+    metrics = {"rate_nats_per_row": found.rate_nats, "mutual_information_nats": found.mutual_information_nats}
+    metrics |= {} if found.aggregated_kl_nats is None else {"aggregated_kl_nats": found.aggregated_kl_nats}
+    metrics |= {} if health.decoder_use_nats is None else {"decoder_use_nats_per_row": health.decoder_use_nats}
+    metrics |= {f"kl_nats_per_row/latent_{index}": value for index, value in enumerate(health.kl_nats_by_dimension or [])}
+    reasons = (f"collapsed: {' '.join(health.reasons)}",) if health.verdict == COLLAPSED else ()
+    return Section("health", health.to_json(), {"verdict": health.verdict}, metrics, reasons)
+
+
+@dataclass(frozen=True)
+class AuditTask:
+    """What auditing actors are told. rows: those that are audited, with the model's columns."""
+
+    rows: pa.Table
+    plan: AuditPlan
+    use_gpu: bool
+
+
+class Auditor:
+    """Audits the inference gaps of some of the rows."""
+
+    def __init__(self, shared: Shared) -> None:
+        torch.set_num_threads(1)
+        model, self.task = ray.get(shared.reference)
+        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
+        self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
+
+    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
+        first, end = unit["first_row"], unit["end_row"]
+        rows = encoded(self.encoding, self.task.rows.slice(first, end - first)).to(self.model.device)
+        return {"first_row": first, "audit": audit(self.model, rows, SEED, self.task.plan, first)}
+
+
+def audit_section(evaluation: Evaluation) -> Section:
+    """Returns how far the encoder falls short of log p(x), and why."""
+    options, gates = evaluation.config.audit, evaluation.config.gates
+    if not options.num_rows:
+        return left_out("audit", "audit.num_rows is 0")
+    rows, places = evaluation.samples.rows("scored", options.num_rows)
+    logger.info("auditing the inference gaps of %d rows", len(rows))
+    plan = AuditPlan(num_importance_samples=options.num_importance_samples)
+    task = AuditTask(rows.select(evaluation.scoring.encoding.inputs), plan, evaluation.pool.use_gpu)
+    starts = range(0, len(rows), AUDITED_TOGETHER)
+    units = [{"first_row": begin, "end_row": min(begin + AUDITED_TOGETHER, len(rows))} for begin in starts]
+    results = run_units(Auditor, model_files(evaluation.scoring.pinned), task, units, evaluation.pool)
+    found = Audit.join([result["audit"] for result in sorted(results, key=lambda result: int(result["first_row"]))])
+    gaps = {"total": found.total_gap, "approximation": found.approximation_gap, "amortisation": found.amortisation_gap}
+    estimates = {f"{name}_gap_nats_per_row": Estimate(*gap, len(rows)) for name, gap in gaps.items()}
+    finite = found.is_finite
+    means = {
+        "elbo_of_the_encoder_nats_per_row": Estimate.of(found.elbo[finite].numpy()),
+        "elbo_of_the_best_in_the_family_nats_per_row": Estimate.of(found.best_elbo[finite].numpy()),
+        "log_evidence_nats_per_row": Estimate.of(found.log_evidence[finite].numpy()),
+        "sandwich_width_nats_per_row": Estimate(*found.sandwich.width, len(found.sandwich.lower)),
+    }
+    suspect = found.is_suspect.numpy()
+    report = {
+        "num_rows": len(rows),
+        "num_rows_not_finite": int((~finite).sum()),
+        **{name: estimate.as_json() for name, estimate in (means | estimates).items()},
+        "estimator_of_log_evidence": found.estimator,
+        "num_rows_whose_estimate_is_not_to_be_trusted": int(suspect.sum()),
+        "rows_whose_estimate_is_not_to_be_trusted": [
+            f"{place[0]}, row {place[1]}" for place, bad in zip(places, suspect, strict=True) if bad
+        ],
+        "notes": [
+            "The total gap is a lower bound, as log p(x) is bounded from below; the approximation gap is none, as the search for the best "
+            "posterior of a row may miss it. The sandwich is of rows simulated from the model: how loosely log p(x) is known of such rows."
+        ],
+    }
+    metrics = {name: estimate.mean for name, estimate in (means | estimates).items()}
+    headline = {"gaps": {name: estimate.as_json() for name, estimate in estimates.items()}}
+    return Section("audit", report, headline, metrics, gap_faults(estimates, gates.limits))
+
+
+def gap_faults(gaps: Mapping[str, Estimate], limits: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Refused is a gap that exceeds its limit beyond doubt: by the lower end of its 95 % interval."""
+    beyond = [(name, gap, limits.get(name)) for name, gap in gaps.items()]
+    return tuple(
+        f"the {name.split('_')[0]} gap is {gap.mean:.3g} nats per row (95 % interval from {gap.interval[0]:.3g}); "
+        f"{limit:g} are allowed (gates.max_{name})"
+        for name, gap, limit in beyond
+        if limit is not None and not gap.interval[0] <= limit
+    )
+
+
+def usefulness_section(evaluation: Evaluation) -> Section:
+    """Returns what the embedding is good for, by the label."""
+    label, scoring = evaluation.config.evaluate.label, evaluation.scoring
+    if label is None:
+        return left_out("usefulness", "no evaluate.label is named")
+    if not evaluation.samples.train:
+        return left_out("usefulness", "the table has no training rows to learn the label from")
+    train, test = (evaluation.samples.rows(purpose, MAX_ROWS)[0] for purpose in ("train", "scored"))
+    (first, is_input), (second, _) = (labelled(evaluation, rows, label) for rows in (train, test))
+    report: dict[str, Any] = {"label": label}
+    try:
+        report |= usefulness(first, second, is_input)
+        if pa.types.is_boolean(test[label].type):
+            known = test.filter(test[label].is_valid())
+            scores = anomaly_scores(scoring.bundle.model, encoded(scoring.encoding, known), evaluation.config.num_importance_samples, generator())
+            report["anomalies"] = find_anomalies(np.asarray(known[label].to_pylist(), np.bool_), scores)
+    except LabelError as error:
+        return left_out("usefulness", f"evaluate.label {label!r}: {error}")
+    metrics = {
+        f"{name}_by_{method}_of_{sees}": value["value"]
+        for sees, methods in report["probes"].items()
+        for method, measures in methods.items()
+        for name, value in measures.items()
+    }
+    for name, measures in report.get("anomalies", {}).get("scores", {}).items():
+        metrics |= {f"anomaly_{measure}_by_{name}": value["value"] for measure, value in measures.items()}
+    return Section("usefulness", report, {}, metrics)
+
+
+def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labelled, bool]:
+    """Returns rows with their label, and whether the model is told it."""
+    scoring = evaluation.scoring
+    whole = encoded(scoring.encoding, rows)
+    blind, is_input = without_column(scoring.encoding, whole, label)
+    model = scoring.bundle.model
+    with torch.inference_mode():
+        embedding, raw = model.posterior(whole).mean.double().numpy(), model.features(blind).double().numpy()
+    values: NDArray[Any] = np.array(rows[label].to_pylist(), dtype=object)
+    return Labelled(embedding, raw, values), is_input
+
+
+def generated_section(evaluation: Evaluation) -> Section:
+    """Returns how rows that the model generates compare with the scored ones."""
+    num_rows, scoring = evaluation.config.evaluate.num_generated_rows, evaluation.scoring
+    if not num_rows:
+        return left_out("generated", "evaluate.num_generated_rows is 0")
+    held_out = evaluation.samples.rows("scored", MAX_ROWS)[0]
+    training = evaluation.samples.rows("train", MAX_ROWS)[0] if evaluation.samples.train else None
+    label = evaluation.config.evaluate.label
+    label = label if label in scoring.encoding.inputs else None
+    logger.info("comparing %d generated rows with %d others", num_rows, len(held_out))
+    try:
+        check_drawable(scoring.encoding)
+        rows = RowGenerator(scoring.bundle.model, scoring.bundle.table, SEED, None)
+        made = pa.concat_tables([rows.chunk(chunk) for chunk in range(-(-num_rows // GENERATION_CHUNK_ROWS))]).slice(0, num_rows)
+        report = compare_tables(scoring.encoding, held_out, made, training, label, SEED)
+    except (ComparisonError, ConditionError) as error:
+        return left_out("generated", str(error))
+    metrics = {"two_sample_test_roc_auc": report["two_sample_test_roc_auc"]["value"]}
+    if report["privacy"]:
+        metrics["membership_attack_roc_auc"] = report["privacy"]["membership_attack_roc_auc"]["value"]
+        metrics["num_copies_of_training_rows"] = float(report["privacy"]["num_copies_of_training_rows"])
+    return Section("generated", report, {"two_sample_test_roc_auc": metrics["two_sample_test_roc_auc"]}, metrics)
+
+
+def drift_section(evaluation: Evaluation) -> Section:
+    """Returns whether the rows are drawn from where the reference's were."""
+    scoring, config = evaluation.scoring, evaluation.config.drift
+    record = scoring.bundle.table
+    if config.reference is None and scoring.what.side == "validation" and scoring.job.table.fingerprint == record["fingerprint"]:
+        return left_out("drift", "these rows are those that the model keeps as its reference")
+    try:
+        reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, record)
+    except ConfigError as error:
+        if config.reference is not None or config.fail or config.ignore:
+            raise
+        return left_out("drift", str(error))
+    rows = evaluation.samples.rows("scored", config.num_rows)[0].select(scoring.encoding.inputs)
+    new = reference.no_rows()
+    for part in quantities(scoring.bundle.model, scoring.encoding, rows, "the chosen rows"):
+        new = new.merge(reference.sketch_of(part))
+    report = drift_report(reference, new, config)
+    if report["drift"]:
+        logger.warning("the rows differ from the %s that they are compared with:\n  %s", report["reference"], found_drift(report))
+    found = sum(bool(test["drifted"]) for test in report["tests"])
+    return Section("drift", report, {"drift": report["drift"]}, {"drift": float(report["drift"]), "num_drifted_quantities": float(found)})
