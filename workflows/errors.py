@@ -20,6 +20,10 @@ class ComputationError(RuntimeError):
     """The computation itself failed."""
 
 
+class CheckFailed(RuntimeError):
+    """A check that was asked to stop the job did."""
+
+
 class Incomplete(RuntimeError):
     """The job did what it could and says so in its JSON line; `cause` is why it is not all, and decides the exit code."""
 

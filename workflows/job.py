@@ -20,11 +20,12 @@ from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
 from vae.bundle import BundleError
 from workflows.config import ConfigError
-from workflows.errors import ComputationError, Incomplete, ServiceError, TryAgain, logger
+from workflows.errors import CheckFailed, ComputationError, Incomplete, ServiceError, TryAgain, logger
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ConfigError, 2),
     (ColumnOverrideError, 2),
+    (CheckFailed, 3),
     (DataError, 65),
     (ServiceError, 69),
     (OutputError, 73),

@@ -42,7 +42,9 @@ def test_the_fit_reaches_the_maximum_likelihood_of_gaussians_and_frequencies() -
 def test_a_category_of_no_training_row_has_a_small_probability_and_not_none() -> None:
     train = rows(2000)
     fitted = fit_independent(ARCHITECTURE, train)
-    unseen = Rows({"x": torch.zeros(1, 2), "c": torch.tensor([[3]])}, {"x": torch.zeros(1, 2).bool(), "c": torch.ones(1, 1).bool()}, torch.zeros(1))
+    unseen = Rows(
+        {"x": torch.zeros(1, 2), "c": torch.tensor([[3]])}, {"x": torch.zeros(1, 2).bool(), "c": torch.ones(1, 1).bool()}, torch.zeros(1)
+    )
     assert -20 < float(fitted.score(unseen)) < -4
 
 
