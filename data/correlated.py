@@ -1,8 +1,8 @@
 """A density of whole rows that knows linear correlations alone: a Gaussian of all numbers, beside the frequencies of all categories.
 
-In data units, as the model's: numbers on no grid have a density; integers and decimals a mass, divided by their step, for which a value drawn
-uniformly from the step around them stands (a bound: E[log p(x + u)] <= log of the mass / step, by Jensen's inequality); categories and
-booleans their smoothed frequency. Missing cells are integrated out. Shapes: B rows, D numbers, C categories.
+In data units, as the model's: numbers on no grid have a density; integers and decimals a mass, divided by their step, for which a value
+drawn uniformly from the step around them stands (a bound: E[log p(x + u)] <= log of the mass / step, by Jensen's inequality);
+categories and booleans their smoothed frequency. Missing cells are integrated out. Shapes: B rows, D numbers, C categories.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What turns a column's log-density of stored cells into one of data: log |dy/dx| by column and by cell. Shapes: B rows, C columns, D cells."""
+"""What turns a log-density of stored cells into one of data: log |dy/dx| by column. Shapes: B rows, C columns, D cells."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def field_log_jacobians(field: Field, cells: NDArray[Any], valid: NDArray[np.boo
     (first,) = field.columns if field.kind in ("vector", "image") else (None,)
     if first is None or first.kind == "image" or first.integer:
         return np.zeros((len(cells), len(field.columns)))
-    return -math.log(first.scale) * (valid.sum(1, keepdims=True) * (first.size // valid.shape[1])).astype(np.float64)
+    num_observed: NDArray[np.float64] = (valid.sum(1, keepdims=True) * (first.size // valid.shape[1])).astype(np.float64)
+    return -math.log(first.scale) * num_observed
 
 
 def stretch(column: Column, cells: NDArray[Any]) -> NDArray[np.float64]:
@@ -48,4 +49,5 @@ def stretch(column: Column, cells: NDArray[Any]) -> NDArray[np.float64]:
 
 def log_cosh(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns log cosh x without overflow."""
-    return np.abs(x) + np.log1p(np.exp(-2 * np.abs(x))) - math.log(2)
+    result: NDArray[np.float64] = np.abs(x) + np.log1p(np.exp(-2 * np.abs(x))) - math.log(2)
+    return result

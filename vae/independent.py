@@ -32,7 +32,7 @@ class IndependentColumns(NamedTuple):
     def log_prob(self, rows: Rows) -> Tensor:
         """Returns log p of the rows' observed cells in nats in data units, [B]."""
         sizes = [likelihood.num_outputs for likelihood in self.likelihoods.values()]
-        parts = self.outputs.expand(rows.num_rows, -1).split(sizes, -1)
+        parts = torch.split(self.outputs.expand(rows.num_rows, -1), sizes, -1)
         fields = {name: likelihood(part) for (name, likelihood), part in zip(self.likelihoods.items(), parts, strict=True)}
         return RowDistribution(fields, BernoulliCells(self.outputs[:0]), {}).log_prob(rows)
 
@@ -64,7 +64,7 @@ def fit_independent(architecture: Mapping[str, Any], rows: Rows, seed: int = 0) 
         batch = rows.take(torch.randint(rows.num_rows, (min(BATCH_ROWS, rows.num_rows),), generator=generator))
         optimizer.zero_grad()
         loss = 0.5 * outputs.square().sum() / rows.num_rows - independent.log_prob(batch).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     for parameter in model.parameters():

@@ -62,7 +62,8 @@ class Evaluated:
         """Returns which rows of a slice of a row group count, [B]."""
         if self.side == "all":
             return np.ones(len(rows), np.bool_)
-        return self.chosen.sides(rows, part) == SPLITS[self.side]
+        wanted: NDArray[np.bool_] = self.chosen.sides(rows, part) == SPLITS[self.side]
+        return wanted
 
 
 class Evaluator(FileActor):

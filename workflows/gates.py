@@ -6,7 +6,7 @@ A candidate may be better, equal, or worse within its standard error; see `compa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from data.encoding import TableEncoding
+from data.moments import Moments
 from data.split import knows_rows
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.evaluate_config import GatesConfig
-from workflows.totals import Estimate, Totals
+from workflows.totals import Estimate, Totals, estimates, merged
 
 # How files that may hold pickled objects are named, and how pickles of protocol 2 to 5 begin.
 PICKLE_NAMES = (".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth", ".ckpt", ".bin")
@@ -41,11 +42,16 @@ class Comparison:
     num_not_finite: int
 
     @staticmethod
-    def of(champion_version: str, candidate: NDArray[np.float64], champion: NDArray[np.float64]) -> Comparison:
-        """Returns the comparison of the bounds [n] of the same rows."""
-        finite = np.isfinite(candidate) & np.isfinite(champion)
-        differences = candidate[finite] - champion[finite]
-        return Comparison(champion_version, Estimate.of(differences) if len(differences) else None, int((~finite).sum()))
+    def of(champion_version: str, pairs: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Comparison:
+        """Returns the comparison of candidate's and champion's bounds [n] of the same rows, which come in parts."""
+        moments: Moments | None = None
+        num_not_finite = 0
+        for candidate, champion in pairs:
+            finite = np.isfinite(candidate) & np.isfinite(champion)
+            num_not_finite += int((~finite).sum())
+            if finite.any():
+                moments = merged(moments, Moments.of((candidate[finite] - champion[finite])[:, None]))
+        return Comparison(champion_version, None if moments is None else estimates(moments)[0], num_not_finite)
 
 
 def comparison_faults(comparison: Comparison, gates: GatesConfig) -> Reasons:
@@ -101,12 +107,14 @@ def schema_faults(candidate: TableEncoding, champion: TableEncoding) -> Reasons:
 
 
 def types_of(encoding: TableEncoding) -> dict[str, str]:
-    """Returns what is compared of each input column: its type, whether its likelihood is a density, and what it is to the model."""
+    """Returns what is compared of each input column: its type, what it is to the model, and of what its log-likelihood is."""
     found = {}
     for column in (column for column in encoding.columns if column.name in encoding.inputs):
-        unit = f" in steps of {column.resolution:g}" if column.resolution is not None and column.field_kind != "numeric" else ""
         kind = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "")
-        found[column.name] = f"{kind} ({column.field_kind}{unit}{', condition' if column.condition else ''})"
+        of_what = column.field_kind
+        if column.kind in ("numeric", "count", "timestamp"):
+            of_what = "density" if column.field_kind == "numeric" else f"masses in steps of {column.resolution or 1.0:g}"
+        found[column.name] = f"{kind} ({of_what}{', condition' if column.condition else ''})"
     return found
 
 

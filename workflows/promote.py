@@ -10,10 +10,7 @@ finishes what was begun.
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 from vae.bundle import BundleError, open_bundle
 from workflows.batch_config import PromoteConfig
-from workflows.errors import TryAgain, logger
+from workflows.champion import make_champion, noted_change
+from workflows.errors import logger
 from workflows.job import run
 from workflows.registry import Registry
 
@@ -36,13 +34,8 @@ def main(config: PromoteConfig) -> dict[str, Any]:
         return json_line(config.model, aliases, changed=False)
     reference = f"models:/{config.model}/{version}"
     open_bundle(registry.pin(reference).files, where=reference)  # what cannot be loaded does not become champion
-    registry.move_champion(config.model, change(config, aliases.get("champion", ""), version))
-    moved = registry.aliases(config.model)
-    if moved.get("champion") != version:
-        raise TryAgain(
-            f"{config.model}: another promotion came between; champion is now version {moved.get('champion')}; look, and run again"
-        )
-    logger.info("%s: champion is version %s, previous is version %s", config.model, version, moved.get("previous", "none"))
+    how = "rollback" if config.rollback else "promotion"
+    moved = make_champion(registry, config.model, noted_change(how, aliases.get("champion", ""), version, config.why, config.by))
     return json_line(config.model, moved, changed=True)
 
 
@@ -66,13 +59,6 @@ def version_before(registry: Registry, name: str, aliases: dict[str, str]) -> st
     if (last.get("how"), last.get("from")) == ("rollback", champion):  # a rollback that was cut off between its two aliases
         return last["to"]
     raise BundleError(f"{name}: champion and previous are the same version, a promotion was cut off: {there}")
-
-
-def change(config: PromoteConfig, old: str, new: str) -> dict[str, str]:
-    """Returns what is noted of a change of champion: from and to which version, how, by whom, when (UTC) and why."""
-    by = config.by or f"{getpass.getuser()}@{socket.gethostname()}"
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"from": old, "to": new, "how": "rollback" if config.rollback else "promotion", "by": by, "at": at, "why": config.why}
 
 
 def json_line(name: str, aliases: dict[str, str], changed: bool) -> dict[str, Any]:

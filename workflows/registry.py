@@ -181,7 +181,10 @@ class Registry:
             run_id = str(self.client.create_run(experiment_id, run_name=name, tags=linked).info.run_id)
             now = int(time.time() * 1000)
             params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in options.items()]
-            self.client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()], params)
+            self.client.log_batch(run_id, params=params)
+            points = [Metric(key, value, now, 0) for key, value in metrics.items()]
+            for start in range(0, len(points), MAX_METRICS_PER_CALL):
+                self.client.log_batch(run_id, points[start : start + MAX_METRICS_PER_CALL])
             self.client.log_dict(run_id, dict(manifest), "manifest.json")
             self.client.set_terminated(run_id, "FINISHED")
         return run_id
@@ -280,6 +283,19 @@ class Registry:
             found = self.client.search_model_versions(f"name = '{name}'", max_results=MAX_VERSIONS)
         return [str(number) for number in sorted(int(version.version) for version in found)]
 
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Sets tags of a model version. Raises ServiceError where the registry does not answer."""
+        with service_errors(self.uri):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(name, version, key, value)
+
+    def version_files(self, name: str, version: str) -> dict[str, bytes]:
+        """Returns every file of a model version, relative path -> its first bytes. Raises ServiceError."""
+        with service_errors(self.uri):
+            folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): first_bytes(path) for path in files}
+
     def last_champion_change(self, name: str) -> dict[str, str]:
         """Returns what move_champion last noted of a model; empty where it never did."""
         with service_errors(self.uri):
@@ -299,6 +315,11 @@ class Registry:
             if change["from"]:
                 self.client.set_registered_model_alias(name, "previous", change["from"])
             self.client.set_registered_model_alias(name, "champion", change["to"])
+
+
+def first_bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(16)
 
 
 @contextmanager

@@ -167,7 +167,13 @@ def cell(value: Any) -> str:
 
 def put_report(output: OutputFolder, report: Mapping[str, Any]) -> str:
     """Writes the report's two files, each whole or not at all; returns the path of the JSON one. Raises OutputError."""
-    texts = {REPORT_MARKDOWN: as_markdown(report), REPORT_JSON: json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)}
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    put_texts(output, {REPORT_MARKDOWN: as_markdown(report), REPORT_JSON: text})
+    return f"{output.path}/{REPORT_JSON}"
+
+
+def put_texts(output: OutputFolder, texts: Mapping[str, str]) -> None:
+    """Writes text files, each whole or not at all. Raises OutputError."""
     for name, text in texts.items():
         staged, final = f"{output.path}/{STAGING}/{name}.{uuid.uuid4().hex[:8]}", f"{output.path}/{name}"
         try:
@@ -177,4 +183,3 @@ def put_report(output: OutputFolder, report: Mapping[str, Any]) -> str:
             output.filesystem.move(staged, final)
         except OSError as error:
             raise OutputError(f"{final}: cannot be written: {error}") from error
-    return f"{output.path}/{REPORT_JSON}"

@@ -44,6 +44,15 @@ class Estimate:
         """Returns the estimate of numbers [n], n >= 1."""
         return estimates(Moments.of(values[:, None]))[0]
 
+    def as_json(self) -> dict[str, float | None]:
+        """Returns mean and standard error, None where they are no finite numbers."""
+        return {"mean": finite(self.mean), "standard_error": finite(self.standard_error)}
+
+
+def finite(number: float) -> float | None:
+    """Returns a number as JSON can hold it."""
+    return number if math.isfinite(number) else None
+
 
 def estimates(moments: Moments) -> list[Estimate]:
     """Returns the estimates that moments [E] make."""
@@ -129,3 +138,19 @@ def scores_at(
         found += [(name, int(row)) for row in rows["source_row"].to_numpy()[here]]
         scores.append(np.stack([rows[column].to_numpy()[here] for column in columns], 1))
     return found, np.concatenate(scores)
+
+
+def paired_bounds(
+    first: OutputFolder, second: OutputFolder, names: Sequence[str]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yields, file by file, the log-evidence bounds of the rows that both outputs have and neither's model was trained on."""
+    columns = ["source_row", "trained_on", "log_evidence_bound_nats"]
+    for name in sorted(names):
+        bounds = []
+        for output in (first, second):
+            parts = [rows.filter(pc.invert(rows["trained_on"])) for _, rows in rows_of(output, [name], columns)]
+            rows = pa.concat_tables(parts) if parts else pa.table({column: pa.array([], pa.int64()) for column in columns})
+            bounds.append((rows["source_row"].to_numpy(), rows["log_evidence_bound_nats"].to_numpy().astype(np.float64)))
+        (places, mine), (others, theirs) = bounds
+        _, here, there = np.intersect1d(places, others, assume_unique=True, return_indices=True)
+        yield mine[here], theirs[there]

@@ -1,0 +1,121 @@
+"""Scores a registered model on rows that it was not trained on, and on request makes it champion if it is no worse than the one there is.
+
+    python workflows/evaluate.py --model models:/NAME@candidate --data.path TABLE --output.path FOLDER [--promote true]
+
+Reads Parquet and a model version. Writes FOLDER/split=SPLIT/model_version=N/*.parquet (one line for each row), _report.json and _report.md
+beside them, an MLflow run, and tags of the model version; with --promote true the champion's scores too, and the aliases `champion` and
+`previous`. A second run of the same prints the same line and computes nothing; --force true scores anew.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in workflows/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.listing import DataError
+from workflows.baselines import compare_with_baselines
+from workflows.batch import claim_pool, held, rate, record_job, refuse_lost_output, where
+from workflows.cluster import connected
+from workflows.errors import CheckFailed, Incomplete, ServiceError, logger
+from workflows.evaluate_config import EvaluateConfig
+from workflows.evaluation_job import Scoring, candidate_scoring
+from workflows.evaluation_report import REPORT_JSON, headlines, metrics_of, put_evaluation, score_section, stored_line, tags_of
+from workflows.file_job import Done, refuse_bad_files, say
+from workflows.job import run
+from workflows.promotion import find_rival, judge, promote
+from workflows.registry import Registry, flatten
+from workflows.sections import Evaluation, MakeSection, Section
+from workflows.totals import total
+
+# The parts of the report, in its order. One more is a function of an Evaluation, and a line here.
+SECTIONS: list[MakeSection] = [score_section, compare_with_baselines]
+# Options that decide where and how, and no number.
+UNDECIDING = ("model", "force", "data", "output", "registry", "cluster")
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    started = time.monotonic()
+    refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
+    registry = Registry(config.registry.tracking_uri)
+    scoring = candidate_scoring(config, registry.pin(config.model))
+    rival = find_rival(registry, config, scoring) if config.promote else None
+    known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
+    if known is not None:
+        logger.info("%s holds this evaluation already; nothing to do", scoring.job.output.path)
+        return checked(config, known | {"repeated": True})
+    scoring.job.root.claim(scoring.job.claim)
+    with connected(config.cluster.address):
+        evaluation, done = evaluated(config, scoring)
+        sections = [make(evaluation) for make in SECTIONS]
+        if rival is not None:
+            sections.append(judge(registry, evaluation, done, sections, rival))
+    promoted = rival is not None and not sections[-1].reasons
+    if rival is not None and promoted:
+        promote(registry, scoring, rival, sections[-1])
+    line = json_line(scoring, sections, promoted, started)
+    champion = scoring.pinned.sha256 if promoted else rival.sha256 if rival else ""
+    report = put_evaluation(scoring.job.output, asked(config, scoring, champion), sections, line)
+    record(registry, config, scoring, sections, line, report)
+    refuse_bad_files(line, done.contents["quarantined"])
+    return checked(config, line)
+
+
+def asked(config: EvaluateConfig, scoring: Scoring, champion_sha256: str) -> dict[str, Any]:
+    """Returns what decides an evaluation's numbers, plain JSON: a second one of the same would find the same."""
+    options = {key: value for key, value in flatten(asdict(config)).items() if key.split(".")[0] not in UNDECIDING}
+    return {"made_by": scoring.job.made_by, "data": scoring.job.table.fingerprint, "champion": champion_sha256, "options": options}
+
+
+def evaluated(config: EvaluateConfig, scoring: Scoring) -> tuple[Evaluation, Done]:
+    """Scores what is not scored yet. Raises DataError where the table has no row of the side."""
+    job = scoring.job
+    if config.force:
+        with held(job.root):
+            for name in job.output.files():
+                if name.endswith(".parquet"):
+                    job.output.remove(name)
+    done = job.run(config.cluster)
+    say(done, job.prune)
+    totals = total(job.output, [name for name in scoring.files if name in done.contents["units"]])
+    if totals is None:
+        raise DataError(f"{config.data.path}: none of its {job.table.num_rows} rows is on the side {scoring.what.side!r} (data.split)")
+    return Evaluation(config, scoring, totals, claim_pool(config.cluster)), done
+
+
+def json_line(scoring: Scoring, sections: list[Section], promoted: bool, started: float) -> dict[str, Any]:
+    pinned, output = scoring.pinned, scoring.job.output
+    line: dict[str, Any] = {"job": "evaluate", "model_name": pinned.name, "model_version": pinned.version, "split": scoring.what.side}
+    line |= headlines(sections) | {"promoted": promoted}
+    line |= {"reasons": list(sections[-1].reasons)} if sections[-1].name == "promotion" else {}
+    return line | {"repeated": False} | where(output) | {"report": f"{output.path}/{REPORT_JSON}"} | rate(line, started)
+
+
+def record(
+    registry: Registry, config: EvaluateConfig, scoring: Scoring, sections: list[Section], line: dict[str, Any], report: dict[str, Any]
+) -> None:
+    """Logs every number to an MLflow run of the job and to the model version's tags, as far as MLflow answers."""
+    pinned = scoring.pinned
+    record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), line | metrics_of(sections), report)
+    if pinned.name is None:
+        return
+    try:
+        registry.tag_version(pinned.name, pinned.version, tags_of(sections, scoring.what.side))
+    except ServiceError as unreachable:
+        logger.warning("the evaluation is done, but the model version's tags are not set: %s", unreachable)
+
+
+def checked(config: EvaluateConfig, line: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON line. Raises Incomplete, which exits with 3 after it, where a promotion was refused and that is to fail."""
+    if config.gates.fail and line.get("reasons"):
+        raise Incomplete(line, CheckFailed("not promoted: " + "; ".join(line["reasons"])))
+    return line
+
+
+if __name__ == "__main__":
+    run(main, EvaluateConfig)

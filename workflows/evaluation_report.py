@@ -1,0 +1,120 @@
+"""What evaluate.py says: the section of the scores, the JSON line, the report's two files, and what a second run finds of the first."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.encoding import TableEncoding
+from data.likelihood_names import MASSES
+from data.output import OutputFolder
+from workflows.report import put_texts
+from workflows.sections import Evaluation, Section
+from workflows.totals import finite
+
+REPORT_JSON, REPORT_MARKDOWN = "_report.json", "_report.md"
+# How MLflow wants its metrics' names.
+NOT_OF_A_NAME = re.compile(r"[^\w\-. :/]")
+
+
+def score_section(evaluation: Evaluation) -> Section:
+    """Returns the means over all rows and their standard errors."""
+    totals, scoring = evaluation.totals, evaluation.scoring
+    names = {f"{name.removesuffix('_nats')}_nats_per_row" if name.endswith("_nats") else name: e for name, e in totals.scores.items()}
+    counts = {"num_rows": totals.num_rows, "num_rows_trained_on": totals.num_trained_on, "num_rows_not_finite": totals.num_not_finite}
+    sizes = {"active_units": totals.active_units, "latent_dim": scoring.bundle.model.latent_dim}
+    bits = bits_per_dimension(scoring.encoding, totals.scores["log_evidence_bound_nats"].mean)
+    more: dict[str, float] = {} if bits is None else {"bits_per_dimension": bits}
+    report = {
+        **counts,
+        **{name: estimate.as_json() for name, estimate in names.items()},
+        "distortion_nats_per_row": finite(-totals.scores["expected_log_likelihood_nats"].mean),
+        "rate_nats_per_row": finite(totals.scores["kl_nats"].mean),
+        **more,
+        **sizes,
+        "log_likelihood_nats_per_row_by_column": {name: estimate.as_json() for name, estimate in totals.columns.items()},
+    }
+    means = {name: estimate.mean for name, estimate in names.items()}
+    errors = {f"standard_error_of_{name}": estimate.standard_error for name, estimate in names.items()}
+    columns = {f"log_likelihood_nats_per_row/{name}": estimate.mean for name, estimate in totals.columns.items()}
+    headline = {"num_rows": totals.num_rows, "active_units": totals.active_units} | means | more
+    return Section("scores", report, headline, {**counts, **means, **errors, **more, **sizes, **columns})
+
+
+def bits_per_dimension(encoding: TableEncoding, log_evidence_bound: float) -> float | None:
+    """Returns -log2 p(x) per pixel where the modelled columns are one 8-bit image under a likelihood of its bytes; else None."""
+    columns = [column for column in encoding.columns if column.name in encoding.modelled]
+    if len(columns) != 1 or columns[0].kind != "image" or columns[0].likelihood not in (None, *MASSES):
+        return None
+    return -log_evidence_bound / (columns[0].size * math.log(2))
+
+
+def headlines(sections: Sequence[Section]) -> dict[str, Any]:
+    """Returns what the sections add to the JSON line; numbers that JSON cannot hold are null."""
+    line = {key: value for section in sections for key, value in section.headline.items()}
+    return {key: finite(value) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def metrics_of(sections: Sequence[Section]) -> dict[str, float]:
+    """Returns the sections' finite numbers under names that MLflow takes, none of them twice."""
+    named: dict[str, float] = {}
+    for name, value in ((name, value) for section in sections for name, value in section.metrics.items() if math.isfinite(value)):
+        clean = NOT_OF_A_NAME.sub("_", name)[:200]
+        named[clean if clean not in named else f"{clean}_{len(named)}"] = float(value)
+    return named
+
+
+def tags_of(sections: Sequence[Section], side: str) -> dict[str, str]:
+    """Returns the model version's tags: each number but those of single columns, as NAME.SPLIT."""
+    return {f"{name}.{side}": repr(value) for name, value in metrics_of(sections).items() if "/" not in name}
+
+
+def stored_line(output: OutputFolder, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the JSON line of the evaluation that the output holds, if it is of what is asked; None where it is not."""
+    if not output.exists(REPORT_JSON):
+        return None
+    with output.filesystem.open_input_file(f"{output.path}/{REPORT_JSON}") as source:
+        found = json.loads(source.read())
+    line: dict[str, Any] = found["line"]
+    return line if found["asked"] == asked else None
+
+
+def put_evaluation(output: OutputFolder, asked: Mapping[str, Any], sections: Sequence[Section], line: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the report and the sections' own files, the one that says what was asked last of all. Returns the report."""
+    report = {"asked": dict(asked), "line": dict(line), **{section.name: section.report for section in sections}}
+    texts = {name: text for section in sections for name, text in section.texts.items()}
+    as_json = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    put_texts(output, texts | {REPORT_MARKDOWN: as_markdown(sections, line), REPORT_JSON: as_json})
+    return report
+
+
+def as_markdown(sections: Sequence[Section], line: Mapping[str, Any]) -> str:
+    """Returns the report for a person: one table a section."""
+    lines = [f"# {line['model_name'] or 'model'} version {line['model_version']}, split {line['split']}", ""]
+    for section in sections:
+        lines += [f"## {section.name}", "", "| what | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in spelled(section.report)]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def spelled(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Returns a section's entries as text; estimates as mean ± standard error, what is nested by NAME: KEY."""
+    rows: list[tuple[str, str]] = []
+    for name, value in report.items():
+        if isinstance(value, Mapping) and set(value) == {"mean", "standard_error"}:
+            rows.append((f"{prefix}{name}", f"{number(value['mean'])} ± {number(value['standard_error'])}"))
+        elif isinstance(value, Mapping):
+            rows += spelled(value, f"{prefix}{name}: ")
+        else:
+            rows.append((f"{prefix}{name}", number(value)))
+    return [(name.replace("|", "\\|"), value.replace("|", "\\|")) for name, value in rows]
+
+
+def number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "; ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else "not finite" if value is None else str(value)
