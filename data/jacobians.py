@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.column import Column
-from data.encoding import TableEncoding, log_stretch
-from data.fields import Field
+from data.encoding import TableEncoding
+from data.fields import Field, log_stretch
 
 NUMBERS = ("numeric", "integer", "warped", "count")
 

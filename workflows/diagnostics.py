@@ -32,7 +32,7 @@ from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
 from workflows.sections import Evaluation, Section
 from workflows.totals import Estimate
 from workflows.two_sample import ComparisonError
-from workflows.usefulness import Labelled, LabelError, anomaly_scores, find_anomalies, usefulness, without_column
+from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
 
 # Rows of each side that these are computed from, at most.
 MAX_ROWS = 20_000
@@ -164,7 +164,9 @@ def usefulness_section(evaluation: Evaluation) -> Section:
         report |= usefulness(first, second, is_input)
         if pa.types.is_boolean(test[label].type):
             known = test.filter(test[label].is_valid())
-            scores = anomaly_scores(scoring.bundle.model, encoded(scoring.encoding, known), evaluation.config.num_importance_samples, generator())
+            scores = anomaly_scores(
+                scoring.bundle.model, encoded(scoring.encoding, known), evaluation.config.num_importance_samples, generator()
+            )
             report["anomalies"] = find_anomalies(np.asarray(known[label].to_pylist(), np.bool_), scores)
     except LabelError as error:
         return left_out("usefulness", f"evaluate.label {label!r}: {error}")

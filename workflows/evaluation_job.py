@@ -15,7 +15,7 @@ from data.output import OutputFolder, output_name
 from data.split import SplitRule, knows_rows
 from data.table import Table
 from vae.bundle import Bundle, open_bundle
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation import Evaluated, Evaluator, output_schema

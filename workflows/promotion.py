@@ -16,7 +16,7 @@ from vae.bundle import BundleError, open_bundle
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.champion import make_champion, noted_change
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_job import Scoring, champion_scoring

@@ -27,7 +27,7 @@ from tests.running import Trained
 from vae import VAE, Rows, save_bundle
 from vae.bundle import open_bundle
 from workflows import evaluate
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.errors import Incomplete
 from workflows.evaluate_config import EvaluateConfig
 from workflows.job import exit_code, parse

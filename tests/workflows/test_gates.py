@@ -30,12 +30,13 @@ from workflows import gates
 from workflows.architecture import architecture
 from workflows.batch_config import BatchRegistryConfig
 from workflows.champion import make_champion, noted_change
-from workflows.config import ConfigError, ModelConfig
+from workflows.checks import ConfigError
 from workflows.errors import ServiceError, TryAgain
 from workflows.evaluate_config import EvaluateConfig, EvaluateDataConfig, EvaluateOutputConfig, GatesConfig
 from workflows.evaluation import SCORES
 from workflows.evaluation_job import candidate_scoring
 from workflows.gates import Comparison
+from workflows.model_config import ModelConfig
 from workflows.promotion import Rival, embedding_of, find_rival, first_rows
 from workflows.registry import Registry
 from workflows.totals import Estimate, Totals
