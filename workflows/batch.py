@@ -126,16 +126,20 @@ def record_job(
     options: Mapping[str, Any],
     result: Mapping[str, Any],
     manifest: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Logs what a job did as an MLflow run that is linked to the model version, as far as MLflow answers.
 
-    result: the job's JSON line; manifest: what is kept as the run's artifact. A folder's model has no version to link to.
+    result: the job's JSON line; manifest and texts (name -> content): what is kept as the run's artifacts.
+    A folder's model has no version to link to.
     """
     if pinned.name is None:
         return
     tags = {key: str(result[key]) for key in ("job", "model_name", "model_version", "output_path")} | lineage()
     metrics = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
     try:
-        registry.log_job(experiment, f"{result['job']} {pinned.name} {pinned.version}", options, tags, metrics, manifest, pinned.run_id)
+        registry.log_job(
+            experiment, f"{result['job']} {pinned.name} {pinned.version}", options, tags, metrics, manifest, pinned.run_id, texts or {}
+        )
     except ServiceError as unreachable:
         logger.warning("the job is done, but its MLflow run is not recorded: %s", unreachable)

@@ -24,20 +24,21 @@ from vae.health import COLLAPSED, HEALTHY, examine
 from vae.rows import Rows
 from workflows.actors import Shared, run_units
 from workflows.batch import model_files
+from workflows.blocks import MAX_PLANE_ROWS, audit_block, drift_block, generated_block, health_block, image_pictures, usefulness_block
 from workflows.checks import ConfigError
 from workflows.comparison import compare_tables
 from workflows.drift import drift_report, found_drift, quantities, reference_for
 from workflows.errors import logger
 from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
-from workflows.sections import Evaluation, Section
+from workflows.sections import MAX_SAMPLE_ROWS, Evaluation, Section
 from workflows.totals import Estimate
 from workflows.two_sample import ComparisonError
 from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
 
-# Rows of each side that these are computed from, at most.
-MAX_ROWS = 20_000
 # Rows that one actor audits at once.
 AUDITED_TOGETHER = 10
+# Images of each kind that the page shows.
+NUM_IMAGES = 24
 SEED = 0
 
 
@@ -58,7 +59,7 @@ def left_out(name: str, reason: str) -> Section:
 def health_section(evaluation: Evaluation) -> Section:
     """Returns whether the latents say anything of the rows."""
     scoring = evaluation.scoring
-    rows, _ = evaluation.samples.rows("scored", MAX_ROWS)
+    rows, _ = evaluation.samples.rows("scored", MAX_SAMPLE_ROWS)
     if len(rows) < 2:
         return left_out("health", "it needs 2 rows")
     health = examine(scoring.bundle.model, encoded(scoring.encoding, rows), generator())
@@ -70,7 +71,12 @@ def health_section(evaluation: Evaluation) -> Section:
     metrics |= {} if health.decoder_use_nats is None else {"decoder_use_nats_per_row": health.decoder_use_nats}
     metrics |= {f"kl_nats_per_row/latent_{index}": value for index, value in enumerate(health.kl_nats_by_dimension or [])}
     reasons = (f"collapsed: {' '.join(health.reasons)}",) if health.verdict == COLLAPSED else ()
-    return Section("health", health.to_json(), {"verdict": health.verdict}, metrics, reasons)
+    report = health.to_json()
+    label = evaluation.config.evaluate.label
+    with torch.inference_mode():
+        z_mean = scoring.bundle.model.posterior(encoded(scoring.encoding, rows.slice(0, MAX_PLANE_ROWS))).mean.numpy()
+    block = health_block(report, z_mean, None if label is None else rows[label].to_pylist(), label)
+    return Section("health", report, {"verdict": health.verdict}, metrics, reasons, [block])
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def audit_section(evaluation: Evaluation) -> Section:
     }
     metrics = {name: estimate.mean for name, estimate in (means | estimates).items()}
     headline = {"gaps": {name: estimate.as_json() for name, estimate in estimates.items()}}
-    return Section("audit", report, headline, metrics, gap_faults(estimates, gates.limits))
+    return Section("audit", report, headline, metrics, gap_faults(estimates, gates.limits), [audit_block(report)])
 
 
 def gap_faults(gaps: Mapping[str, Estimate], limits: Mapping[str, float | None]) -> tuple[str, ...]:
@@ -155,9 +161,9 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     label, scoring = evaluation.config.evaluate.label, evaluation.scoring
     if label is None:
         return left_out("usefulness", "no evaluate.label is named")
-    if not evaluation.samples.train:
-        return left_out("usefulness", "the table has no training rows to learn the label from")
-    train, test = (evaluation.samples.rows(purpose, MAX_ROWS)[0] for purpose in ("train", "scored"))
+    if evaluation.no_training_rows:
+        return left_out("usefulness", evaluation.no_training_rows)
+    train, test = (evaluation.samples.rows(purpose, MAX_SAMPLE_ROWS)[0] for purpose in ("train", "scored"))
     (first, is_input), (second, _) = (labelled(evaluation, rows, label) for rows in (train, test))
     report: dict[str, Any] = {"label": label}
     try:
@@ -178,7 +184,7 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     }
     for name, measures in report.get("anomalies", {}).get("scores", {}).items():
         metrics |= {f"anomaly_{measure}_by_{name}": value["value"] for measure, value in measures.items()}
-    return Section("usefulness", report, {}, metrics)
+    return Section("usefulness", report, {}, metrics, blocks=[usefulness_block(report)])
 
 
 def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labelled, bool]:
@@ -198,8 +204,8 @@ def generated_section(evaluation: Evaluation) -> Section:
     num_rows, scoring = evaluation.config.evaluate.num_generated_rows, evaluation.scoring
     if not num_rows:
         return left_out("generated", "evaluate.num_generated_rows is 0")
-    held_out = evaluation.samples.rows("scored", MAX_ROWS)[0]
-    training = evaluation.samples.rows("train", MAX_ROWS)[0] if evaluation.samples.train else None
+    held_out = evaluation.samples.rows("scored", MAX_SAMPLE_ROWS)[0]
+    training = evaluation.samples.rows("train", MAX_SAMPLE_ROWS)[0] if not evaluation.no_training_rows else None
     label = evaluation.config.evaluate.label
     label = label if label in scoring.encoding.inputs else None
     logger.info("comparing %d generated rows with %d others", num_rows, len(held_out))
@@ -214,7 +220,23 @@ def generated_section(evaluation: Evaluation) -> Section:
     if report["privacy"]:
         metrics["membership_attack_roc_auc"] = report["privacy"]["membership_attack_roc_auc"]["value"]
         metrics["num_copies_of_training_rows"] = float(report["privacy"]["num_copies_of_training_rows"])
-    return Section("generated", report, {"two_sample_test_roc_auc": metrics["two_sample_test_roc_auc"]}, metrics)
+    block = generated_block(scoring.encoding, report, held_out, made, images_of(evaluation, held_out, made))
+    return Section("generated", report, {"two_sample_test_roc_auc": metrics["two_sample_test_roc_auc"]}, metrics, blocks=[block])
+
+
+def images_of(evaluation: Evaluation, real: pa.Table, made: pa.Table) -> list[Any]:
+    """Returns pictures of the image columns: some rows, their reconstructions, and generated ones."""
+    scoring = evaluation.scoring
+    names = [column.name for column in scoring.encoding.columns if column.kind == "image" and column.name in scoring.encoding.modelled]
+    if not names:
+        return []
+    model, rows = scoring.bundle.model, encoded(scoring.encoding, real.slice(0, NUM_IMAGES))
+    with torch.inference_mode():
+        fields = model.likelihood(model.posterior(rows).mean, model.condition(rows)).fields
+    expected = scoring.encoding.split({name: cells.mean.numpy() for name, cells in fields.items()})
+    others = encoded(scoring.encoding, made.slice(0, NUM_IMAGES))
+    originals, generated = (scoring.encoding.split({name: cells.numpy() for name, cells in part.values.items()}) for part in (rows, others))
+    return image_pictures(scoring.encoding, {name: originals[name] for name in names}, expected, generated)
 
 
 def drift_section(evaluation: Evaluation) -> Section:
@@ -230,11 +252,11 @@ def drift_section(evaluation: Evaluation) -> Section:
             raise
         return left_out("drift", str(error))
     rows = evaluation.samples.rows("scored", config.num_rows)[0].select(scoring.encoding.inputs)
-    new = reference.no_rows()
+    new = reference.no_rows
     for part in quantities(scoring.bundle.model, scoring.encoding, rows, "the chosen rows"):
         new = new.merge(reference.sketch_of(part))
     report = drift_report(reference, new, config)
     if report["drift"]:
         logger.warning("the rows differ from the %s that they are compared with:\n  %s", report["reference"], found_drift(report))
     found = sum(bool(test["drifted"]) for test in report["tests"])
-    return Section("drift", report, {"drift": report["drift"]}, {"drift": float(report["drift"]), "num_drifted_quantities": float(found)})
+    return Section("drift", report, {"drift": report["drift"]}, {"num_drifted_quantities": float(found)}, (), [drift_block(report)])

@@ -2,13 +2,14 @@
 
     python workflows/evaluate.py --model models:/NAME@candidate --data.path TABLE --output.path FOLDER [--promote true]
 
-Reads Parquet and a model version. Writes FOLDER/split=SPLIT/model_version=N/*.parquet (one line for each row), _report.json and _report.md
-beside them, an MLflow run, and tags of the model version; with --promote true the champion's scores too, and the aliases `champion` and
-`previous`. A second run of the same prints the same line and computes nothing; --force true scores anew.
+Reads Parquet and a model version. Writes FOLDER/split=SPLIT/model_version=N/*.parquet (one line for each row), _report.html, _report.json
+and _model_card.md beside them, an MLflow run, and tags of the model version; with --promote true the champion's scores too, and the
+aliases `champion` and `previous`. A second run of the same prints the same line and computes nothing; --force true scores anew.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import asdict
@@ -22,10 +23,12 @@ from data.listing import DataError
 from workflows.baselines import compare_with_baselines
 from workflows.batch import claim_pool, held, rate, record_job, refuse_lost_output, where
 from workflows.cluster import connected
+from workflows.diagnostics import audit_section, drift_section, generated_section, health_section, usefulness_section
 from workflows.errors import CheckFailed, Incomplete, ServiceError, logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_job import Scoring, candidate_scoring
-from workflows.evaluation_report import REPORT_JSON, headlines, metrics_of, put_evaluation, score_section, stored_line, tags_of
+from workflows.evaluation_page import model_card, page_of
+from workflows.evaluation_report import REPORT_JSON, REPORT_PAGE, headlines, metrics_of, put_evaluation, score_section, stored_line, tags_of
 from workflows.file_job import Done, refuse_bad_files, say
 from workflows.job import run
 from workflows.promotion import find_rival, judge, promote
@@ -34,7 +37,15 @@ from workflows.sections import Evaluation, MakeSection, Section
 from workflows.totals import total
 
 # The parts of the report, in its order. One more is a function of an Evaluation, and a line here.
-SECTIONS: list[MakeSection] = [score_section, compare_with_baselines]
+SECTIONS: list[MakeSection] = [
+    score_section,
+    compare_with_baselines,
+    health_section,
+    audit_section,
+    usefulness_section,
+    generated_section,
+    drift_section,
+]
 # Options that decide where and how, and no number.
 UNDECIDING = ("model", "force", "data", "output", "registry", "cluster")
 
@@ -46,7 +57,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     scoring = candidate_scoring(config, registry.pin(config.model))
     rival = find_rival(registry, config, scoring) if config.promote else None
     known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
-    if known is not None:
+    if known is not None and not scoring.job.look().units:
         logger.info("%s holds this evaluation already; nothing to do", scoring.job.output.path)
         return checked(config, known | {"repeated": True})
     scoring.job.root.claim(scoring.job.claim)
@@ -60,8 +71,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         promote(registry, scoring, rival, sections[-1])
     line = json_line(scoring, sections, promoted, started)
     champion = scoring.pinned.sha256 if promoted else rival.sha256 if rival else ""
-    report = put_evaluation(scoring.job.output, asked(config, scoring, champion), sections, line)
-    record(registry, config, scoring, sections, line, report)
+    page = page_of(evaluation, sections, line, training_curves(registry, scoring))
+    card = model_card(line, sections, evaluation)
+    texts = put_evaluation(scoring.job.output, asked(config, scoring, champion), sections, line, page, card)
+    record(registry, config, scoring, sections, line, texts)
     refuse_bad_files(line, done.contents["quarantined"])
     return checked(config, line)
 
@@ -82,10 +95,11 @@ def evaluated(config: EvaluateConfig, scoring: Scoring) -> tuple[Evaluation, Don
                     job.output.remove(name)
     done = job.run(config.cluster)
     say(done, job.prune)
-    totals = total(job.output, [name for name in scoring.files if name in done.contents["units"]])
+    files = [name for name in scoring.files if name in done.contents["units"]]
+    totals = total(job.output, files)
     if totals is None:
         raise DataError(f"{config.data.path}: none of its {job.table.num_rows} rows is on the side {scoring.what.side!r} (data.split)")
-    return Evaluation(config, scoring, totals, claim_pool(config.cluster)), done
+    return Evaluation(config, scoring, files, totals, claim_pool(config.cluster)), done
 
 
 def json_line(scoring: Scoring, sections: list[Section], promoted: bool, started: float) -> dict[str, Any]:
@@ -93,15 +107,27 @@ def json_line(scoring: Scoring, sections: list[Section], promoted: bool, started
     line: dict[str, Any] = {"job": "evaluate", "model_name": pinned.name, "model_version": pinned.version, "split": scoring.what.side}
     line |= headlines(sections) | {"promoted": promoted}
     line |= {"reasons": list(sections[-1].reasons)} if sections[-1].name == "promotion" else {}
-    return line | {"repeated": False} | where(output) | {"report": f"{output.path}/{REPORT_JSON}"} | rate(line, started)
+    return line | {"repeated": False} | where(output) | {"report": f"{output.path}/{REPORT_PAGE}"} | rate(line, started)
+
+
+def training_curves(registry: Registry, scoring: Scoring) -> list[dict[str, float]]:
+    """Returns the bounds of the training's epochs, as far as MLflow knows them."""
+    if scoring.pinned.run_id is None:
+        return []
+    try:
+        return registry.epochs(scoring.pinned.run_id)
+    except ServiceError as unreachable:
+        logger.warning("the report is without learning curves: %s", unreachable)
+        return []
 
 
 def record(
-    registry: Registry, config: EvaluateConfig, scoring: Scoring, sections: list[Section], line: dict[str, Any], report: dict[str, Any]
+    registry: Registry, config: EvaluateConfig, scoring: Scoring, sections: list[Section], line: dict[str, Any], texts: dict[str, str]
 ) -> None:
     """Logs every number to an MLflow run of the job and to the model version's tags, as far as MLflow answers."""
     pinned = scoring.pinned
-    record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), line | metrics_of(sections), report)
+    numbers = line | metrics_of(sections)
+    record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), numbers, json.loads(texts[REPORT_JSON]), texts)
     if pinned.name is None:
         return
     try:
@@ -111,9 +137,12 @@ def record(
 
 
 def checked(config: EvaluateConfig, line: dict[str, Any]) -> dict[str, Any]:
-    """Returns the JSON line. Raises Incomplete, which exits with 3 after it, where a promotion was refused and that is to fail."""
+    """Returns the JSON line. Raises Incomplete, which exits with 3 after it, where a promotion was refused, or rows drifted, and that is
+    to fail."""
     if config.gates.fail and line.get("reasons"):
         raise Incomplete(line, CheckFailed("not promoted: " + "; ".join(line["reasons"])))
+    if config.drift.fail and line.get("drift"):
+        raise Incomplete(line, CheckFailed(f"the rows differ from the reference; {line['report']} says in what"))
     return line
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig, EncodeDataConfig
 from workflows.checks import require
+from workflows.drift_config import DriftConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,28 @@ class EvaluateOptions:
     """What else is known of the rows."""
 
     label: str | None = None
-    """A column that is kept beside the scores as `label`; it may be one that the model does not have."""
+    """A column that is kept beside the scores as `label`, and that the embedding is tried on: predicted from it by a linear probe and by
+    nearest neighbours; of booleans also found as anomalies. It may be one that the model does not have."""
+    num_generated_rows: int = 10_000
+    """Rows that are generated and compared with the scored ones; 0: none."""
+
+    def check(self) -> None:
+        require(self.num_generated_rows >= 0, "evaluate.num_generated_rows", self.num_generated_rows, "at least 0")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How far the encoder falls short of log p(x), and why."""
+
+    num_rows: int = 200
+    """Scored rows, chosen by hash, whose inference gap is measured: by the best posterior of each row by itself, importance sampling and
+    annealed importance sampling. 0: none."""
+    num_importance_samples: int = 5000
+    """Importance samples for each of them."""
+
+    def check(self) -> None:
+        require(self.num_rows >= 0, "audit.num_rows", self.num_rows, "at least 0")
+        require(self.num_importance_samples >= 25, "audit.num_importance_samples", self.num_importance_samples, "at least 25")
 
 
 @dataclass(frozen=True)
@@ -61,10 +83,27 @@ class GatesConfig:
     """KL of a model whose latent says something, at least."""
     min_active_units: int = 1
     """Latent dimensions whose posterior mean varies over rows by more than 0.01, at least."""
+    max_approximation_gap_nats_per_row: float | None = None
+    """A candidate is refused where the audit's gap is larger beyond doubt (95 %); null: no limit. So with the others."""
+    max_amortisation_gap_nats_per_row: float | None = None
+    """Of the gap that a better encoder would close."""
+    max_total_gap_nats_per_row: float | None = None
+    """Of both together."""
     fail: bool = False
     """Exit with 3 where the promotion is refused; otherwise the JSON line alone says so."""
 
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The limits by the gaps' names."""
+        return {
+            "total_gap_nats_per_row": self.max_total_gap_nats_per_row,
+            "approximation_gap_nats_per_row": self.max_approximation_gap_nats_per_row,
+            "amortisation_gap_nats_per_row": self.max_amortisation_gap_nats_per_row,
+        }
+
     def check(self) -> None:
+        for name, limit in self.limits.items():
+            require(limit is None or limit >= 0, f"gates.max_{name}", limit, "at least 0, or null")
         loss = self.max_loss_nats_per_row
         require(math.isfinite(loss) and loss >= 0, "gates.max_loss_nats_per_row", loss, "a number of at least 0")
         require(self.min_rows >= 2, "gates.min_rows", self.min_rows, "at least 2")
@@ -88,6 +127,8 @@ class EvaluateConfig:
     """Score again what was scored already."""
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     gates: GatesConfig = field(default_factory=GatesConfig)
     registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
     cluster: BatchClusterConfig = field(default_factory=BatchClusterConfig)
@@ -96,6 +137,9 @@ class EvaluateConfig:
         self.cluster.check()
         self.data.check()
         self.baselines.check()
+        self.evaluate.check()
+        self.audit.check()
+        self.drift.check()
         self.gates.check()
         require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
         promotable = self.model.startswith(("models:/", "runs:/"))

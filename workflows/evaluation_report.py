@@ -11,11 +11,13 @@ from typing import Any
 from data.encoding import TableEncoding
 from data.likelihood_names import MASSES
 from data.output import OutputFolder
+from workflows.evaluation_page import score_blocks
 from workflows.report import put_texts
 from workflows.sections import Evaluation, Section
 from workflows.totals import finite
 
-REPORT_JSON, REPORT_MARKDOWN = "_report.json", "_report.md"
+# The page needs no network; names that begin with an underscore are no data to who reads the folder as a table.
+REPORT_JSON, REPORT_PAGE, MODEL_CARD = "_report.json", "_report.html", "_model_card.md"
 # How MLflow wants its metrics' names.
 NOT_OF_A_NAME = re.compile(r"[^\w\-. :/]")
 
@@ -41,7 +43,8 @@ def score_section(evaluation: Evaluation) -> Section:
     errors = {f"standard_error_of_{name}": estimate.standard_error for name, estimate in names.items()}
     columns = {f"log_likelihood_nats_per_row/{name}": estimate.mean for name, estimate in totals.columns.items()}
     headline = {"num_rows": totals.num_rows, "active_units": totals.active_units} | means | more
-    return Section("scores", report, headline, {**counts, **means, **errors, **more, **sizes, **columns})
+    metrics = {**counts, **means, **errors, **more, **sizes, **columns}
+    return Section("scores", report, headline, metrics, blocks=score_blocks(evaluation))
 
 
 def bits_per_dimension(encoding: TableEncoding, log_evidence_bound: float) -> float | None:
@@ -82,39 +85,12 @@ def stored_line(output: OutputFolder, asked: Mapping[str, Any]) -> dict[str, Any
     return line if found["asked"] == asked else None
 
 
-def put_evaluation(output: OutputFolder, asked: Mapping[str, Any], sections: Sequence[Section], line: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the report and the sections' own files, the one that says what was asked last of all. Returns the report."""
+def put_evaluation(
+    output: OutputFolder, asked: Mapping[str, Any], sections: Sequence[Section], line: Mapping[str, Any], page: str, card: str
+) -> dict[str, str]:
+    """Writes the page, the model card and the report, which says what was asked, last of all. Returns them, name -> text."""
     report = {"asked": dict(asked), "line": dict(line), **{section.name: section.report for section in sections}}
-    texts = {name: text for section in sections for name, text in section.texts.items()}
     as_json = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    put_texts(output, texts | {REPORT_MARKDOWN: as_markdown(sections, line), REPORT_JSON: as_json})
-    return report
-
-
-def as_markdown(sections: Sequence[Section], line: Mapping[str, Any]) -> str:
-    """Returns the report for a person: one table a section."""
-    lines = [f"# {line['model_name'] or 'model'} version {line['model_version']}, split {line['split']}", ""]
-    for section in sections:
-        lines += [f"## {section.name}", "", "| what | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in spelled(section.report)]
-        lines += [""]
-    return "\n".join(lines)
-
-
-def spelled(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Returns a section's entries as text; estimates as mean ± standard error, what is nested by NAME: KEY."""
-    rows: list[tuple[str, str]] = []
-    for name, value in report.items():
-        if isinstance(value, Mapping) and set(value) == {"mean", "standard_error"}:
-            rows.append((f"{prefix}{name}", f"{number(value['mean'])} ± {number(value['standard_error'])}"))
-        elif isinstance(value, Mapping):
-            rows += spelled(value, f"{prefix}{name}: ")
-        else:
-            rows.append((f"{prefix}{name}", number(value)))
-    return [(name.replace("|", "\\|"), value.replace("|", "\\|")) for name, value in rows]
-
-
-def number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "; ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else "not finite" if value is None else str(value)
+    texts = {REPORT_PAGE: page, MODEL_CARD: card, REPORT_JSON: as_json}
+    put_texts(output, texts)
+    return texts

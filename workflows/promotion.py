@@ -15,6 +15,7 @@ from data.reading import RowReader
 from vae.bundle import BundleError, open_bundle
 from vae.model import VAE
 from vae.rows import Rows
+from workflows.blocks import promotion_block
 from workflows.champion import make_champion, noted_change
 from workflows.checks import ConfigError
 from workflows.errors import logger
@@ -112,7 +113,14 @@ def promotion_section(rival: Rival, comparison: Comparison | None, reasons: list
             "interval_95": [lower, upper] if comparison.difference.num_rows > 1 else None,
         }
         metrics = {"log_evidence_bound_minus_champion_nats_per_row": comparison.difference.mean}
-    return Section("promotion", report, {"champion_version_before": rival.version or None} | metrics, metrics, tuple(reasons))
+    return Section(
+        "promotion",
+        report,
+        {"champion_version_before": rival.version or None} | metrics,
+        metrics,
+        tuple(reasons),
+        [promotion_block(report)],
+    )
 
 
 def compared(evaluation: Evaluation, rival: Rival) -> Comparison | None:
@@ -121,8 +129,8 @@ def compared(evaluation: Evaluation, rival: Rival) -> Comparison | None:
         return None
     logger.info("scoring the same rows under champion version %s", rival.version)
     candidate, champion = evaluation.scoring, rival.scoring
-    champion.job.run(evaluation.config.cluster)
-    pairs = paired_bounds(candidate.job.output, champion.job.output, candidate.files)
+    scored = champion.job.run(evaluation.config.cluster).contents["units"]
+    pairs = paired_bounds(candidate.job.output, champion.job.output, [name for name in evaluation.files if name in scored])
     return Comparison.of(rival.version, pairs)
 
 

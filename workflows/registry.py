@@ -142,6 +142,16 @@ class Registry:
         with service_errors(self.uri):
             self.client.download_artifacts(run_id, artifact_path, str(folder))
 
+    def epochs(self, run_id: str) -> list[dict[str, float]]:
+        """Returns the bounds that a training run logged, epoch by epoch, as its checkpoints have them."""
+        names = [f"{side}/{name}_nats_per_row" for side in ("train", "validation") for name in ("elbo", "kl")]
+        found: dict[int, dict[str, float]] = {}
+        with service_errors(self.uri):
+            for name in names:
+                for point in self.client.get_metric_history(run_id, name):
+                    found.setdefault(point.step, {"epoch": float(point.step)})[name] = point.value
+        return [found[epoch] for epoch in sorted(found)]
+
     def log_json(self, run_id: str, value: Any, artifact_file: str) -> None:
         with service_errors(self.uri):
             self.client.log_dict(run_id, value, artifact_file)
@@ -173,8 +183,9 @@ class Registry:
         metrics: Mapping[str, float],
         manifest: Mapping[str, Any],
         training_run_id: str | None,
+        texts: Mapping[str, str],
     ) -> str:
-        """Returns the id of a finished run that says what a batch job did. manifest: kept as its artifact."""
+        """Returns the id of a finished run that says what a batch job did. manifest, and texts by name: kept as its artifacts."""
         experiment_id = self.open_experiment(experiment)
         linked = dict(tags) | ({"training_run_id": training_run_id} if training_run_id else {})
         with service_errors(self.uri):
@@ -186,6 +197,8 @@ class Registry:
             for start in range(0, len(points), MAX_METRICS_PER_CALL):
                 self.client.log_batch(run_id, points[start : start + MAX_METRICS_PER_CALL])
             self.client.log_dict(run_id, dict(manifest), "manifest.json")
+            for name, text in texts.items():
+                self.client.log_text(run_id, text, name.lstrip("_"))
             self.client.set_terminated(run_id, "FINISHED")
         return run_id
 

@@ -87,14 +87,19 @@ class Samples:
     scored: Sequence[Part]
 
     @staticmethod
-    def draw(scoring: Scoring, num_scored: int, limit: int, max_unit_rows: int, max_batch_bytes: int, pool: Pool) -> Samples:
-        """Has the actors read the table once. num_scored: rows that were scored; limit: rows of each kind that are wanted."""
+    def draw(scoring: Scoring, files: Sequence[str], num_scored: int, limit: int, pool: Pool) -> Samples:
+        """Has the actors read the table once. files: the output's, of the files to read; num_scored: rows that were scored in them.
+
+        limit: rows of each kind that are wanted.
+        """
         what, table = scoring.what, scoring.job.table
         num_training = max(1.0, table.num_rows * what.own.fraction("train"))
         shares = {"train": min(1.0, 2 * limit / num_training), "scored": min(1.0, 2 * limit / num_scored)}
-        units = [{"unit": unit} for unit in units_of(list(table.files), max_unit_rows, "")]
+        data, scored = scoring.job.data, set(files)
+        units = [{"unit": unit} for unit in units_of(list(table.files), data.max_unit_rows, "") if unit.output in scored]
+        task = SampleTask(what, data.max_batch_bytes, shares)
         found: dict[str, list[Part]] = {purpose: [] for purpose in shares}
-        for result in run_units(Sampler, model_files(scoring.pinned), SampleTask(what, max_batch_bytes, shares), units, pool):
+        for result in run_units(Sampler, model_files(scoring.pinned), task, units, pool):
             for purpose, parts in result.items():
                 found[purpose] += parts
         ordered = {purpose: sorted(parts, key=lambda part: (part.output, part.source_rows[0])) for purpose, parts in found.items()}

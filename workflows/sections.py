@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from workflows.actors import Pool
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_job import Scoring
+from workflows.page import Block
+from workflows.sampling import Samples
 from workflows.totals import Totals
+
+# Rows of each kind that sections other than the scores are made from, at most.
+MAX_SAMPLE_ROWS = 20_000
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model version whose rows are scored. pool: for actors, on a cluster that is connected to.
 
-    scoring.job.output holds one file of scores (scoring.files) for each file of the table scoring.job.table; totals.py reads them. totals:
-    what all of them come to.
+    files: those of scoring.job.output that hold the rows' scores, one for each file of scoring.job.table that could be read; totals.py
+    reads them. totals: what all of them come to.
     """
 
     config: EvaluateConfig
     scoring: Scoring
+    files: list[str]
     totals: Totals
     pool: Pool
+
+    @property
+    def no_training_rows(self) -> str:
+        """Why the table's training rows are not to be had; empty where they are."""
+        record = self.scoring.bundle.table
+        if self.scoring.what.own.fraction("train") <= 0:
+            return "the table is the model's validation table, which has no training rows"
+        if record["key"] is None and self.scoring.job.table.fingerprint != record["fingerprint"]:
+            return "the table is not the one that the model was trained on, and without a key its training rows are not known"
+        return "" if self.samples.train else "the table has no training rows"
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Rows of the training and rows that were scored, chosen by hash, enough for every section."""
+        limit = max(self.config.baselines.max_rows, MAX_SAMPLE_ROWS)
+        return Samples.draw(self.scoring, self.files, self.totals.num_rows, limit, self.pool)
 
 
 @dataclass(frozen=True)
@@ -40,7 +63,7 @@ class Section:
     headline: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
-    texts: Mapping[str, str] = field(default_factory=dict)
+    blocks: Sequence[Block] = ()
 
 
 MakeSection = Callable[[Evaluation], Section]
