@@ -28,7 +28,7 @@ from vae.row_noise import RowNoise
 
 FIRST_STEP_SIZE = 0.5  # in standard deviations of q
 ADAPTATION_RATE = 0.2  # of the logarithm of a step size, per unit of acceptance
-JITTER = 0.2  # every transition's step is so much longer or shorter: orbits that close on themselves lead nowhere
+JITTER = 0.5  # every transition's step is up to so much longer or shorter: orbits that close on themselves lead nowhere
 STEEPNESS = 4.0  # of the sigmoid that temperatures follow, as in Grosse, Ghahramani, Adams (2015)
 
 

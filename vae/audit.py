@@ -39,7 +39,7 @@ class AuditPlan:
     """How much is spent on every row.
 
     num_elbo_samples: for the ELBO of the encoder and of the best of its family, the same noise for both.
-    annealing_start: "posterior", the best of the family, or "prior", the Gaussian of the prior's means and variances, which finds modes that
+    annealing_start: "posterior", the best of the family, or "prior", the Gaussian of the prior's moments, which finds modes that
         the former left out, and takes more temperatures.
     num_simulated_rows: for each audited row numbered below this, a row is simulated for the bidirectional check.
     """
