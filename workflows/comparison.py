@@ -41,8 +41,8 @@ def compare_tables(
 
     training: the rows the model was trained on, without which there is no test of leaks. label: a column that is predicted. All tables have
     the encoding's columns in its types; copies are looked for in the modelled ones. Rare values that are one category, other, to the model
-    come out of it as null: a difference that is found as any other. Raises DataError for rows that do not fit, ComparisonError for too few rows or a label that cannot
-    be.
+    come out of it as null: a difference that is found as any other. Raises DataError for rows that do not fit, ComparisonError for too few
+    rows or a label that cannot be.
     """
     tables = {"held-out": held_out, "generated": synthetic} | ({} if training is None else {"training": training})
     for name, table in tables.items():
