@@ -1,6 +1,6 @@
 """How generated rows compare with held-out rows: columns one by one, in pairs and all together, their nulls, their use, and what they leak.
 
-Tables in memory, of one schema. No Ray, no MLflow. Shapes: B rows, C columns.
+Tables in memory, of one schema. It starts no Ray and needs no MLflow. Shapes: B rows, C columns.
 """
 
 from __future__ import annotations
