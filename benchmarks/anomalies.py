@@ -3,8 +3,8 @@
     python benchmarks/anomalies.py FOLDER .. [--label is_anomaly] [--key id] [--seeds 0 1 2] [--common "--model.latent_dim 8"]
         [--published '{"thyroid": {"KNN, NAME OF THE PAPER": 98.0}}']
 
-FOLDER holds train/ (normal rows only) and test/ (normal rows and anomalies) of Parquet, as ADBench's tables in the setting where half of the
-normal rows train (Han et al. 2022; Livernoche et al. 2024). One model a seed is trained with train.py's defaults and --common, in this
+FOLDER holds train/ (normal rows only) and test/ (normal rows and anomalies) of Parquet, as ADBench's tables in the setting where half of
+the normal rows train (Han et al. 2022; Livernoche et al. 2024). One model a seed is trained with train.py's defaults and --common, in this
 process without Ray; a tenth of the training rows only stops it. Nearest neighbours: the distance to the fifth nearest training row, columns
 standardised by the training rows. --published: areas in percent by folder name, printed as they are. Rows of the table are means over seeds
 with the standard deviation between them; "+-" of nearest neighbours, which have no seed, are standard errors over test rows.

@@ -1,6 +1,6 @@
 """How generated rows compare with held-out rows: columns one by one, in pairs and all together, their nulls, their use, and what they leak.
 
-Tables in memory, of one schema. No Ray, no MLflow. Shapes: B rows, C columns.
+Tables in memory, of one schema. It starts no Ray and needs no MLflow. Shapes: B rows, C columns.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def compare_tables(
     """Returns the comparison, plain JSON, the same for the same rows and seed.
 
     training: the rows the model was trained on, without which there is no test of leaks. label: a column that is predicted. All tables have
-    the encoding's columns in its types. Raises DataError for rows that do not fit, ComparisonError for too few rows or a label that cannot
-    be.
+    the encoding's columns in its types; copies are looked for in the modelled ones. Rare values that are one category, other, to the model
+    come out of it as null: a difference that is found as any other. Raises DataError for rows that do not fit, ComparisonError for too few
+    rows or a label that cannot be.
     """
     tables = {"held-out": held_out, "generated": synthetic} | ({} if training is None else {"training": training})
     for name, table in tables.items():
@@ -64,7 +65,8 @@ def compare_tables(
     if training is not None:
         attacked = (shuffled(cells[name], seed) for name in ("training", "held-out"))
         attack = (*(part.take(np.arange(min(MAX_ATTACKED_ROWS, len(part.values)))) for part in attacked), cells["generated"])
-        result["privacy"] = leakage((chosen["training"], chosen["held-out"], chosen["generated"]), attack)  # type: ignore[arg-type]
+        modelled = (chosen[name].select(encoding.modelled) for name in ("training", "held-out", "generated"))
+        result["privacy"] = leakage(tuple(modelled), attack)  # type: ignore[arg-type]
     return result | {"words": in_words(result)}
 
 

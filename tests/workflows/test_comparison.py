@@ -13,7 +13,7 @@ from data.columns import Rules, decide_columns
 from data.encoding import TableEncoding
 from data.statistics import summarise_table
 from workflows.cells import MAX_CODES, Cells, cells_of, with_few_codes
-from workflows.comparison import compare_tables, kolmogorov_smirnov
+from workflows.comparison import compare_null_patterns, compare_tables, kolmogorov_smirnov
 from workflows.dependence import CRAMER, RATIO, SPEARMAN, associations
 from workflows.leakage import NO_GUARANTEE, features, membership_attack, num_copies
 from workflows.two_sample import ComparisonError
@@ -98,17 +98,17 @@ def test_a_sample_of_the_distribution_is_worth_as_much_as_real_rows(same: dict[s
 
 
 def test_copies_of_training_rows_are_counted_and_found_by_the_attack(encoding: TableEncoding) -> None:
-    training = people(3, 400)
-    result = compare_tables(encoding, people(1, 400), pa.concat_tables([training, people(2, 100)]), training)
-    assert result["privacy"]["num_copies_of_training_rows"] == 400
+    training = people(3, 200)
+    result = compare_tables(encoding, people(1, 200), pa.concat_tables([training, people(2, 100)]), training)
+    assert result["privacy"]["num_copies_of_training_rows"] == 200
     assert result["privacy"]["membership_attack_roc_auc"]["value"] > 0.99
-    assert "400 of 500 generated rows equal a training row" in result["words"][-1]
+    assert "200 of 300 generated rows equal a training row" in result["words"][-1]
 
 
 def test_rows_near_training_rows_are_found_by_the_attack_though_none_is_a_copy(encoding: TableEncoding) -> None:
-    training, random = people(3, 500), np.random.default_rng(0)
-    near = replaced(training, height=pa.array(training["height"].to_numpy() + 0.005 * random.normal(size=500)))
-    privacy = compare_tables(encoding, people(1, 500), near, training)["privacy"]
+    training, random = people(3, 200), np.random.default_rng(0)
+    near = replaced(training, height=pa.array(training["height"].to_numpy() + 0.005 * random.normal(size=200)))
+    privacy = compare_tables(encoding, people(1, 200), near, training)["privacy"]
     assert privacy["num_copies_of_training_rows"] == 0
     assert privacy["membership_attack_roc_auc"]["value"] > 0.99
 
@@ -117,7 +117,7 @@ def test_a_shifted_column_is_found_by_its_marginal_and_by_the_classifier(encodin
     made = people(2)
     result = compare_tables(encoding, people(1), replaced(made, height=pa.array(made["height"].to_numpy() + 0.1)))
     assert excess(result["two_sample_test_roc_auc"]) > 10
-    assert result["marginals"]["height"]["kolmogorov_smirnov"] > 5 * result["marginals"]["height"]["noise"]
+    assert result["marginals"]["height"]["kolmogorov_smirnov"] > 3 * result["marginals"]["height"]["noise"]
     assert result["marginals"]["visits"]["kolmogorov_smirnov"] < result["marginals"]["visits"]["noise"]
     assert result["privacy"] is None
 
@@ -141,14 +141,13 @@ def test_broken_dependence_is_found_by_pairs_and_classifier_and_not_by_marginals
 
 
 def test_nulls_at_the_right_rate_in_the_wrong_rows_are_found_by_their_patterns(encoding: TableEncoding) -> None:
-    made = permuted(people(2), "town")
-    result = compare_tables(encoding, people(1), made)
-    nulls = result["null_patterns"]
+    real, made = people(1), permuted(people(2), "town")
+    nulls = compare_null_patterns(encoding, real, made)
     assert nulls["columns_with_nulls"] == ["weight", "town"]
     assert nulls["total_variation"] > 3 * nulls["noise"]
-    assert abs(result["marginals"]["town"]["null_rate"]["real"] - result["marginals"]["town"]["null_rate"]["synthetic"]) < 0.04
-    (town_alone,) = [pattern for pattern in nulls["patterns"] if pattern["null_columns"] == ["weight", "town"]]
-    assert town_alone["real"] > 3 * town_alone["synthetic"]
+    assert made["town"].null_count == people(2)["town"].null_count
+    (both,) = [pattern for pattern in nulls["patterns"] if pattern["null_columns"] == ["weight", "town"]]
+    assert both["real"] > 3 * both["synthetic"]
 
 
 def test_rows_without_any_null_are_told_from_rows_with_nulls(encoding: TableEncoding) -> None:
@@ -176,8 +175,8 @@ def test_numbers_are_predicted_too_and_halves_of_held_out_rows_stand_in_for_trai
 
 
 def test_generated_rows_of_one_class_predict_that_class(encoding: TableEncoding) -> None:
-    made = replaced(people(2), sex=pa.array(["f"] * NUM_ROWS))
-    use = compare_tables(encoding, people(1), made, people(3), label="sex")["train_on_synthetic"]
+    made = replaced(people(2, 200), sex=pa.array(["f"] * 200))
+    use = compare_tables(encoding, people(1, 200), made, people(3, 200), label="sex")["train_on_synthetic"]
     assert use["train_on_synthetic"]["balanced_accuracy"]["value"] == 0.5
 
 
@@ -195,7 +194,7 @@ def test_too_few_rows_are_refused(encoding: TableEncoding) -> None:
 
 
 def test_the_same_rows_and_seed_give_the_same_comparison(encoding: TableEncoding) -> None:
-    first, second = (compare_tables(encoding, people(1, 300), people(2, 300), people(3, 300), "flag", seed=7) for _ in range(2))
+    first, second = (compare_tables(encoding, people(1, 200), people(2, 200), people(3, 200), "height", seed=7) for _ in range(2))
     assert first == second
 
 
