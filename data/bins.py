@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -31,7 +31,8 @@ LENGTH_SCALES = (0.5, 1.0, 2.0)
 RESOLUTION = 2.0**-24
 # Eigenvalues below this share of the largest are rounding.
 LEAST_EIGENVALUE = 1e-9
-BLOCK_ROWS = 4096
+# Of values in float64 at once, or of their features.
+BLOCK_CELLS = 2**19
 
 
 @dataclass(frozen=True)
@@ -110,23 +111,25 @@ class FourierFeatures:
     @staticmethod
     def of(values: NDArray[Any]) -> FourierFeatures:
         """Returns features for the reference's values [B, D], as far apart as the root of their mean squared distance."""
-        width = math.sqrt(2 * float(values.astype(np.float64).var(0).sum())) if len(values) else 0.0
-        features = FourierFeatures(values.shape[1], width if width > 0 else 1.0, [])
+        features = FourierFeatures(values.shape[1], 1.0, [])
         if len(values) < 2:
             return features
+        center = values.mean(0, dtype=np.float64)
+        squares = sum(float(np.square(block - center).sum()) for block in in_blocks(values))
+        features = replace(features, length_scale=math.sqrt(2 * squares / len(values)) or 1.0)
         first, second = np.zeros(2 * num_frequencies()), np.zeros((2 * num_frequencies(),) * 2)
         for block in features.blocks(values):
             first += block.sum(0)
             second += block.T @ block
         mean = first / len(values)
         found = np.linalg.eigvalsh((second - len(values) * np.outer(mean, mean)) / (len(values) - 1))[::-1]
-        return FourierFeatures(features.size, features.length_scale, found[found > LEAST_EIGENVALUE * max(1e-9, found[0])].tolist())
+        return replace(features, eigenvalues=found[found > LEAST_EIGENVALUE * max(LEAST_EIGENVALUE, found[0])].tolist())
 
     def blocks(self, values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-        """Yields the features of values [B, D], BLOCK_ROWS at a time, [BLOCK_ROWS, 2 F]."""
+        """Yields the features of values [B, D], some rows at a time, [b, 2 F]."""
         directions = frequencies(self.size) / self.length_scale
-        for begin in range(0, len(values), BLOCK_ROWS):
-            angles = values[begin : begin + BLOCK_ROWS].astype(np.float64) @ directions
+        for block in in_blocks(values):
+            angles = block @ directions
             yield np.concatenate([np.cos(angles), np.sin(angles)], 1)
 
     def sums(self, values: NDArray[Any]) -> Sums:
@@ -144,6 +147,13 @@ class FourierFeatures:
         return compare_means(difference, np.array(self.eigenvalues) / num_frequencies(), rows)
 
 
+def in_blocks(values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """Yields values [B, D] in float64, some rows at a time, as all of them might be too large."""
+    rows = max(1, BLOCK_CELLS // max(values.shape[1], 2 * num_frequencies()))
+    for begin in range(0, len(values), rows):
+        yield values[begin : begin + rows].astype(np.float64)
+
+
 def num_frequencies() -> int:
     return NUM_FREQUENCIES * len(LENGTH_SCALES)
 
@@ -152,7 +162,8 @@ def num_frequencies() -> int:
 def frequencies(size: int) -> NDArray[np.float64]:
     """Returns the projections for a length scale of 1, [D, F]."""
     directions = standard_normal(size * num_frequencies(), size).reshape(size, -1)
-    return np.divide(directions, np.repeat(LENGTH_SCALES, NUM_FREQUENCIES))
+    directions /= np.repeat(LENGTH_SCALES, NUM_FREQUENCIES)
+    return directions
 
 
 Cut = NumberBins | CodeBins | FourierFeatures
