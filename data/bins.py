@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.fixed_noise import standard_normal
-from data.two_sample import MIN_EXPECTED, Comparison, compare_counts, compare_means
+from data.two_sample import MIN_EXPECTED, Comparison, compare_codes, compare_means, compare_ordered_counts
 
 Sums = NDArray[np.int64]
 
@@ -64,7 +64,7 @@ class NumberBins:
         return np.bincount(np.searchsorted(self.edges, values.astype(np.float64)), minlength=len(self.edges) + 1)
 
     def compare(self, reference: Sums, new: Sums, rows: tuple[int, int]) -> Comparison | None:
-        return compare_counts(reference, new)
+        return compare_ordered_counts(reference, new)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CodeBins:
         return np.bincount(np.asarray(self.bins)[places], minlength=self.bins[-1] + 1)
 
     def compare(self, reference: Sums, new: Sums, rows: tuple[int, int]) -> Comparison | None:
-        return compare_counts(reference, new)
+        return compare_codes(reference, new)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,17 @@ from data.fixed_noise import standard_normal, uniform
 from data.listing import DataError
 from data.marginals import marginals, summarise_rows
 from data.statistics import summarise_table
-from data.two_sample import compare_counts, compare_rates, false_discovery_adjusted, weighted_chi_squared_tail, without_rare
+from data.two_sample import (
+    anderson_darling,
+    combined,
+    compare_codes,
+    compare_counts,
+    compare_ordered_counts,
+    compare_rates,
+    false_discovery_adjusted,
+    weighted_chi_squared_tail,
+    without_rare,
+)
 
 CONFIDENCE = 0.999
 
@@ -78,6 +88,47 @@ def test_rates_of_few_rows_are_compared_exactly_and_those_of_many_by_chi_squared
     assert few.p_value == pytest.approx(stats.fisher_exact([[0, 200], [3, 297]]).pvalue)
     assert many.p_value == pytest.approx(stats.chi2_contingency([[100, 900], [160, 840]], correction=False).pvalue)
     assert many.effect == pytest.approx(0.06)
+
+
+def test_anderson_darling_is_uniform_over_all_ways_to_share_out_the_same_bins() -> None:
+    together, rng = np.array([40, 300, 5, 800, 400, 0, 700, 30]), np.random.default_rng(0)
+    first = rng.multivariate_hypergeometric(together, 700, 1000)
+    p_values = [anderson_darling(counts, together - counts) for counts in first]
+    for level in (0.05, 0.25, 0.75):
+        found, (lower, upper) = number_of_small([p for p in p_values if p is not None], level)
+        assert lower <= found <= upper
+    assert None not in p_values
+
+
+def test_of_bins_in_order_a_shift_and_a_spike_are_both_seen() -> None:
+    old = np.full(10, 200)
+    shift, spike = np.array([160, 170, 180, 190, 200, 200, 210, 220, 230, 240]), np.array([185] * 5 + [335] + [185] * 4)
+    for new in (shift, spike):
+        found, any_bin, shifted = compare_ordered_counts(old, new), compare_counts(old, new), anderson_darling(old, new)
+        assert found is not None
+        assert any_bin is not None
+        assert shifted is not None
+        assert found.p_value <= 2.01 * min(any_bin.p_value, shifted) < 0.01
+        assert (shifted < any_bin.p_value) == (new is shift)
+
+
+def test_a_combination_of_p_values_keeps_what_agrees_and_is_uniform_for_independent_ones() -> None:
+    for p in (1e-200, 1e-9, 0.03, 0.5):
+        assert combined(p, p) == pytest.approx(p, rel=1e-9)
+    assert combined(0.0, 0.7) == 0.0
+    assert combined(0.001, 1.0) < 0.0021
+    uniform_ones = np.random.default_rng(0).random((5000, 2))
+    found, (lower, upper) = number_of_small([combined(*pair) for pair in uniform_ones.tolist()], 0.05)
+    assert lower <= found <= upper
+
+
+def test_a_few_new_codes_are_seen_where_the_reference_is_small() -> None:
+    """2 % of 5,000 rows have a code that none of 500 has: too few to be expected among these for a chi-squared test."""
+    old, new = np.array([200, 175, 125, 0]), np.array([1960, 1715, 1225, 100])
+    found, alone = compare_codes(old, new), compare_counts(old, new)
+    assert found is not None
+    assert alone is not None
+    assert found.p_value < 0.005 < 0.1 < alone.p_value
 
 
 def test_an_adjusted_p_value_is_at_most_alpha_where_benjamini_and_hochberg_reject() -> None:
