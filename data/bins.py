@@ -1,6 +1,7 @@
 """How values are summed so that two samples can be compared: bins of numbers, bins of codes, means of random Fourier features.
 
-The sums are whole numbers, so they are the same in whatever batches and order rows come. No bin holds few of the reference's rows.
+The sums are whole numbers, so they are the same in whatever batches and order rows come. A bin of numbers holds several of the
+reference's rows or none; one of codes is expected to hold several.
 Shapes: B values, K bins, D elements of a list, F frequencies.
 """
 

@@ -156,7 +156,9 @@ def test_training_keeps_validation_rows_and_without_them_training_rows_without_w
     table = open_table(str(write(tmp_path / "table", 3000)))
 
     def kept(fractions: tuple[float, float], is_validation: bool = False) -> Reference:
-        return Reference.from_json(training_reference(watch.model, watch.encoding, table, record(watch, fractions), is_validation))
+        stored = training_reference(watch.model, watch.encoding, table, record(watch, fractions), is_validation)
+        assert stored is not None
+        return Reference.from_json(stored)
 
     of_validation, of_training, of_all = kept((0.2, 0.1)), kept((0.0, 0.1)), kept((0.2, 0.1), is_validation=True)
     assert (of_validation.rows, of_all.rows) == ("validation rows", "validation rows")
