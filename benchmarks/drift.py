@@ -21,6 +21,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def fit(model: VAE, rows: Rows, num_steps: int) -> None:
         chosen = rows.take(torch.randint(rows.num_rows, (512,), generator=generator))
         loss = -model.elbo(chosen, torch.randn(512, model.latent_dim, generator=generator)).elbo.mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
 
@@ -196,7 +197,7 @@ def main() -> None:
         print(f"{name}: {result[name]}", file=sys.stderr, flush=True)
     for name, (table, change, quantity, what) in CHANGES.items() if args.changes else ():
         draw = TABLES[table]
-        found = replicate(watch_of(table), draw, lambda rng, rows, d=draw, c=change: d(rng, rows, **c), *sizes)
+        found = replicate(watch_of(table), draw, partial(draw, **change), *sizes)
         result[name] = changed_figures(found, quantity, what)
         print(f"{name}: {result[name]}", file=sys.stderr, flush=True)
     print(json.dumps(result))

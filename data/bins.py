@@ -1,6 +1,7 @@
 """How values are summed so that two samples can be compared: bins of numbers, bins of codes, means of random Fourier features.
 
-The sums are whole numbers, so they are the same in whatever batches and order rows come. No bin holds few of the reference's rows.
+The sums are whole numbers, so they are the same in whatever batches and order rows come. A bin of numbers holds several of the
+reference's rows or none; one of codes is expected to hold several.
 Shapes: B values, K bins, D elements of a list, F frequencies.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.fixed_noise import standard_normal
-from data.two_sample import MIN_EXPECTED, Comparison, compare_counts, compare_means
+from data.two_sample import MIN_EXPECTED, Comparison, compare_codes, compare_means, compare_ordered_counts
 
 Sums = NDArray[np.int64]
 
@@ -31,7 +32,8 @@ LENGTH_SCALES = (0.5, 1.0, 2.0)
 RESOLUTION = 2.0**-24
 # Eigenvalues below this share of the largest are rounding.
 LEAST_EIGENVALUE = 1e-9
-BLOCK_ROWS = 4096
+# Of values in float64 at once, or of their features.
+BLOCK_CELLS = 2**19
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class NumberBins:
         return np.bincount(np.searchsorted(self.edges, values.astype(np.float64)), minlength=len(self.edges) + 1)
 
     def compare(self, reference: Sums, new: Sums, rows: tuple[int, int]) -> Comparison | None:
-        return compare_counts(reference, new)
+        return compare_ordered_counts(reference, new)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class CodeBins:
         return np.bincount(np.asarray(self.bins)[places], minlength=self.bins[-1] + 1)
 
     def compare(self, reference: Sums, new: Sums, rows: tuple[int, int]) -> Comparison | None:
-        return compare_counts(reference, new)
+        return compare_codes(reference, new)
 
 
 @dataclass(frozen=True)
@@ -110,23 +112,25 @@ class FourierFeatures:
     @staticmethod
     def of(values: NDArray[Any]) -> FourierFeatures:
         """Returns features for the reference's values [B, D], as far apart as the root of their mean squared distance."""
-        width = math.sqrt(2 * float(values.astype(np.float64).var(0).sum())) if len(values) else 0.0
-        features = FourierFeatures(values.shape[1], width if width > 0 else 1.0, [])
+        features = FourierFeatures(values.shape[1], 1.0, [])
         if len(values) < 2:
             return features
+        center = values.mean(0, dtype=np.float64)
+        squares = sum(float(np.square(block - center).sum()) for block in in_blocks(values))
+        features = replace(features, length_scale=math.sqrt(2 * squares / len(values)) or 1.0)
         first, second = np.zeros(2 * num_frequencies()), np.zeros((2 * num_frequencies(),) * 2)
         for block in features.blocks(values):
             first += block.sum(0)
             second += block.T @ block
         mean = first / len(values)
         found = np.linalg.eigvalsh((second - len(values) * np.outer(mean, mean)) / (len(values) - 1))[::-1]
-        return FourierFeatures(features.size, features.length_scale, found[found > LEAST_EIGENVALUE * max(1e-9, found[0])].tolist())
+        return replace(features, eigenvalues=found[found > LEAST_EIGENVALUE * max(LEAST_EIGENVALUE, found[0])].tolist())
 
     def blocks(self, values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-        """Yields the features of values [B, D], BLOCK_ROWS at a time, [BLOCK_ROWS, 2 F]."""
+        """Yields the features of values [B, D], some rows at a time, [b, 2 F]."""
         directions = frequencies(self.size) / self.length_scale
-        for begin in range(0, len(values), BLOCK_ROWS):
-            angles = values[begin : begin + BLOCK_ROWS].astype(np.float64) @ directions
+        for block in in_blocks(values):
+            angles = block @ directions
             yield np.concatenate([np.cos(angles), np.sin(angles)], 1)
 
     def sums(self, values: NDArray[Any]) -> Sums:
@@ -144,6 +148,13 @@ class FourierFeatures:
         return compare_means(difference, np.array(self.eigenvalues) / num_frequencies(), rows)
 
 
+def in_blocks(values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """Yields values [B, D] in float64, some rows at a time, as all of them might be too large."""
+    rows = max(1, BLOCK_CELLS // max(values.shape[1], 2 * num_frequencies()))
+    for begin in range(0, len(values), rows):
+        yield values[begin : begin + rows].astype(np.float64)
+
+
 def num_frequencies() -> int:
     return NUM_FREQUENCIES * len(LENGTH_SCALES)
 
@@ -152,7 +163,8 @@ def num_frequencies() -> int:
 def frequencies(size: int) -> NDArray[np.float64]:
     """Returns the projections for a length scale of 1, [D, F]."""
     directions = standard_normal(size * num_frequencies(), size).reshape(size, -1)
-    return np.divide(directions, np.repeat(LENGTH_SCALES, NUM_FREQUENCIES))
+    directions /= np.repeat(LENGTH_SCALES, NUM_FREQUENCIES)
+    return directions
 
 
 Cut = NumberBins | CodeBins | FourierFeatures

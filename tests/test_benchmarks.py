@@ -75,6 +75,19 @@ def test_the_step_benchmark_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
     assert all(r["rows_per_s"] > 0 and r["memory"] > 0 and r["arithmetic"] > 0 and r["busy"] > 0 for r in results)
 
 
+def test_the_drift_benchmark_prints_false_alarms_and_power(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "drift.py"), "--tables", "independent", "--changes"]
+    options = ["--replications", "2", "--reference_rows", "500", "--rows", "300", "--steps", "3"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=job_environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["independent"]["replications"], result["independent"]["tests"]) == (2, 12)
+    assert set(result["independent"]["p_below_0.05"]) == {"column values", "latent means", "ELBO"}
+    assert all(0 <= result[name]["alarms"] <= 1 for name in ("shift", "nulls", "category", "dependence"))
+
+
 @pytest.mark.slow
 def test_the_batch_benchmark_holds_the_product_against_a_script_that_makes_the_same(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "batch.py"), "--jobs", "encode", "--workloads", "W3", "--rounds", "1"]

@@ -42,7 +42,7 @@ from workflows.file_actor import chunk_rows
 LATENT, ELBO = "latent means", "ELBO"
 ELBO_SAMPLES = 4
 # Rows of the reference that a bundle keeps; their cells are held while it is made.
-NUM_ROWS, MAX_BYTES = 20_000, 2**28
+NUM_ROWS, MAX_BYTES = 20_000, 2**26
 # Row groups that are read for them, spread evenly over the table.
 MAX_GROUPS = 64
 # What is said of drift names as many findings.
@@ -60,8 +60,9 @@ def model_quantities(model: VAE, rows: Rows) -> Quantities:
         chances = torch.from_numpy(uniform(num_binarised(rows, model), 1)).to(model.device)
         rows = binarised(rows, model, chances[None])
     q_z = model.posterior(rows)
-    elbo = model.evaluate_elbo(rows, fixed_noise(model).expand(-1, rows.num_rows, -1), q_z).elbo
-    return {LATENT: Measured(q_z.mean.double().cpu().numpy(), 0), ELBO: Measured(elbo.double().cpu().numpy(), 0)}
+    samples = [model.evaluate_elbo(rows, noise.expand(1, rows.num_rows, -1), q_z).elbo.double() for noise in fixed_noise(model)]
+    elbo = torch.stack(samples).mean(0)
+    return {LATENT: Measured(q_z.mean.double().cpu().numpy(), 0), ELBO: Measured(elbo.cpu().numpy(), 0)}
 
 
 def fixed_noise(model: VAE) -> Tensor:
@@ -79,19 +80,26 @@ def quantities(model: VAE, encoding: TableEncoding, table: pa.Table, where: str)
         yield column_quantities(encoding, part, arrays) | model_quantities(model, Rows.from_arrays(arrays))
 
 
-def training_reference(model: VAE, encoding: TableEncoding, table: Table, record: Mapping[str, Any], is_validation: bool) -> Any:
+def training_reference(
+    model: VAE,
+    encoding: TableEncoding,
+    table: Table,
+    record: Mapping[str, Any],
+    is_validation: bool,
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> dict[str, Any] | None:
     """Returns what the bundle keeps of the table's validation rows for later comparisons; None where there are too few rows.
 
     is_validation: all rows of the table are. Without enough validation rows it is of training rows, and then without the model's
     quantities: it has seen those rows, and new ones would differ from them where nothing changed.
     """
     fractions = (1.0, 0.0) if is_validation else (record["split"]["validation_fraction"], record["split"]["test_fraction"])
-    parts, rows = list(chosen(model, encoding, table, VALIDATION, fractions, NUM_ROWS)), "validation rows"
+    parts, rows = list(chosen(model, encoding, table, VALIDATION, fractions, NUM_ROWS, max_batch_bytes)), "validation rows"
     if num_rows(parts) < MIN_REFERENCE_ROWS and not is_validation:
         logger.info(
             "%d validation rows: what drift will be compared with are training rows, without latent means and ELBO", num_rows(parts)
         )
-        train = chosen(model, encoding, table, TRAIN, fractions, NUM_ROWS)
+        train = chosen(model, encoding, table, TRAIN, fractions, NUM_ROWS, max_batch_bytes)
         parts = [{name: found for name, found in part.items() if name not in (LATENT, ELBO)} for part in train]
         rows = "training rows (without latent means and ELBO)"
     if num_rows(parts) < MIN_REFERENCE_ROWS:

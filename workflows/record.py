@@ -155,7 +155,8 @@ def record_end(
         bundle, pictures = Path(folder) / "bundle", Path(folder) / "pictures"
         model = VAE(**architecture(encoding, config.model))
         model.load_state_dict(load_tensors(files[BEST]))
-        reference = training_reference(model, encoding, table, record, is_validation=config.data.validation_path is not None)
+        is_validation = config.data.validation_path is not None
+        reference = training_reference(model, encoding, table, record, is_validation, config.data.max_batch_bytes)
         sha256 = save_bundle(bundle, model, record | ({"drift": reference} if reference is not None else {}))
         for path in bundle.iterdir():
             this.write(f"bundle/{path.name}", path.read_bytes())

@@ -7,7 +7,7 @@ import math
 import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
-import scipy.stats  # type: ignore[import-untyped]
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
