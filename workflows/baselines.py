@@ -1,7 +1,7 @@
 """What the model adds: its bound beside the log-densities of independent columns and of linear correlations, on the same rows.
 
 All are of the observed cells of the same rows in data units: a density of numbers on no grid, masses divided by the step of the others.
-vae/independent.py and data/correlated.py say how.
+vae/independent.py and data/correlated.py say how; neither is told what conditions the model.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def sampled(evaluation: Evaluation) -> dict[str, list[Sample]]:
     what, table = evaluation.scoring.what, evaluation.scoring.job.table
     num_training = max(1.0, table.num_rows * what.own.fraction("train"))
     shares = {"train": min(1.0, 2 * limit / num_training), "scored": min(1.0, 2 * limit / evaluation.totals.num_rows)}
-    units = [{"unit": unit} for unit in units_of(list(table.files), data.max_unit_rows, "")]
+    scored = set(evaluation.files)
+    units = [{"unit": unit} for unit in units_of(list(table.files), data.max_unit_rows, "") if unit.output in scored]
     task = SampleTask(what, data.max_batch_bytes, shares)
     samples: dict[str, list[Sample]] = {purpose: [] for purpose in shares}
     for result in run_units(Sampler, model_files(evaluation.scoring.pinned), task, units, evaluation.pool):

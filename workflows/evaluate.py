@@ -46,7 +46,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     scoring = candidate_scoring(config, registry.pin(config.model))
     rival = find_rival(registry, config, scoring) if config.promote else None
     known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
-    if known is not None:
+    if known is not None and not scoring.job.look().units:
         logger.info("%s holds this evaluation already; nothing to do", scoring.job.output.path)
         return checked(config, known | {"repeated": True})
     scoring.job.root.claim(scoring.job.claim)
@@ -82,10 +82,11 @@ def evaluated(config: EvaluateConfig, scoring: Scoring) -> tuple[Evaluation, Don
                     job.output.remove(name)
     done = job.run(config.cluster)
     say(done, job.prune)
-    totals = total(job.output, [name for name in scoring.files if name in done.contents["units"]])
+    files = [name for name in scoring.files if name in done.contents["units"]]
+    totals = total(job.output, files)
     if totals is None:
         raise DataError(f"{config.data.path}: none of its {job.table.num_rows} rows is on the side {scoring.what.side!r} (data.split)")
-    return Evaluation(config, scoring, totals, claim_pool(config.cluster)), done
+    return Evaluation(config, scoring, files, totals, claim_pool(config.cluster)), done
 
 
 def json_line(scoring: Scoring, sections: list[Section], promoted: bool, started: float) -> dict[str, Any]:

@@ -121,8 +121,8 @@ def compared(evaluation: Evaluation, rival: Rival) -> Comparison | None:
         return None
     logger.info("scoring the same rows under champion version %s", rival.version)
     candidate, champion = evaluation.scoring, rival.scoring
-    champion.job.run(evaluation.config.cluster)
-    pairs = paired_bounds(candidate.job.output, champion.job.output, candidate.files)
+    scored = champion.job.run(evaluation.config.cluster).contents["units"]
+    pairs = paired_bounds(candidate.job.output, champion.job.output, [name for name in evaluation.files if name in scored])
     return Comparison.of(rival.version, pairs)
 
 

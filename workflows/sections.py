@@ -16,12 +16,13 @@ from workflows.totals import Totals
 class Evaluation:
     """A model version whose rows are scored. pool: for actors, on a cluster that is connected to.
 
-    scoring.job.output holds one file of scores (scoring.files) for each file of the table scoring.job.table; totals.py reads them. totals:
-    what all of them come to.
+    files: those of scoring.job.output that hold the rows' scores, one for each file of scoring.job.table that could be read; totals.py
+    reads them. totals: what all of them come to.
     """
 
     config: EvaluateConfig
     scoring: Scoring
+    files: list[str]
     totals: Totals
     pool: Pool
 
