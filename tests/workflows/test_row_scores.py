@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from workflows.scores import ELBO_SAMPLES, noise
 
 NUM_ROWS = 300
 NUM_SAMPLES = 40
+Prior = Literal["standard", "mixture"]
 
 
 def mixed_table() -> pa.Table:
@@ -44,7 +45,7 @@ def mixed_table() -> pa.Table:
     )
 
 
-def scored(prior: str, condition: list[str]) -> tuple[VAE, TableEncoding, Rows, pa.Table]:
+def scored(prior: Prior, condition: list[str]) -> tuple[VAE, TableEncoding, Rows, pa.Table]:
     """Returns an untrained model, its table's encoding and rows, and their scores."""
     table = mixed_table()
     summary = summarise_table(table, (len(table), 0, 0))
@@ -62,7 +63,7 @@ CASES = pytest.mark.parametrize(("prior", "condition"), [("standard", []), ("mix
 
 
 @CASES
-def test_the_columns_log_likelihoods_sum_to_the_rows_in_data_units(prior: str, condition: list[str]) -> None:
+def test_the_columns_log_likelihoods_sum_to_the_rows_in_data_units(prior: Prior, condition: list[str]) -> None:
     model, encoding, rows, found = scored(prior, condition)
     generator = noise(5)
     with torch.inference_mode():
@@ -77,7 +78,7 @@ def test_the_columns_log_likelihoods_sum_to_the_rows_in_data_units(prior: str, c
 
 
 @CASES
-def test_elbo_is_expected_log_likelihood_minus_kl_and_the_bound_is_above_it(prior: str, condition: list[str]) -> None:
+def test_elbo_is_expected_log_likelihood_minus_kl_and_the_bound_is_above_it(prior: Prior, condition: list[str]) -> None:
     *_, found = scored(prior, condition)
     values = {name: found[name].to_numpy() for name in found.column_names[:6]}
     np.testing.assert_allclose(values["elbo_nats"], values["expected_log_likelihood_nats"] - values["kl_nats"], rtol=1e-12)
