@@ -27,7 +27,7 @@ class EvaluateOutputConfig:
     path: str
     """Folder for OUTPUT/split=SPLIT/model_version=N/*.parquet, one line for each row, and the report beside them."""
     prune: bool = False
-    """Delete the scores of input files that are gone; otherwise they are reported and their rows stay and count."""
+    """Delete the scores of input files that are gone; otherwise they are reported and stay. They count in no mean."""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ def scoring(
     what = Evaluated(table.filesystem, reads, key, types[0], label, types[1], rule, side, own, config.num_importance_samples)
     root = OutputFolder.open(config.output.path).below(f"split={side}")
     schema = output_schema(bundle.model, encoding, what)
+    if len(set(schema.names)) < len(schema.names):
+        raise ConfigError(f"data.key is {key!r}, which is the name of another column of the scores: {schema.names}; name another key")
     claim = claimed(pinned, what)
     job = FileJob("evaluate", table, root, claim, pinned, Evaluator, what, schema, config.data, config.output.prune)
     return Scoring(pinned, bundle, encoding, what, job)

@@ -35,7 +35,7 @@ def score_section(evaluation: Evaluation) -> Section:
         **{name: estimate.as_json() for name, estimate in names.items()},
         "distortion_nats_per_row": finite(-totals.scores["expected_log_likelihood_nats"].mean),
         "rate_nats_per_row": finite(totals.scores["kl_nats"].mean),
-        **more,
+        **{name: finite(value) for name, value in more.items()},
         **sizes,
         "log_likelihood_nats_per_row_by_column": {name: estimate.as_json() for name, estimate in totals.columns.items()},
     }

@@ -42,7 +42,8 @@ class Estimate:
     @staticmethod
     def of(values: NDArray[np.float64]) -> Estimate:
         """Returns the estimate of numbers [n], n >= 1."""
-        return estimates(Moments.of(values[:, None]))[0]
+        found = estimates(Moments.of(values[:, None]))[0]
+        return found if found.num_rows == len(values) else Estimate(math.nan, math.nan, found.num_rows)
 
     def as_json(self) -> dict[str, float | None]:
         """Returns mean and standard error, None where they are no finite numbers."""

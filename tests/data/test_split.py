@@ -24,7 +24,19 @@ from data import reading, slicing
 from data.hashing import hash_values
 from data.listing import DataError
 from data.reading import RowReader
-from data.split import TEST, TRAIN, VALIDATION, hash_key_column, hash_places, row_hashes, split_of, split_rows, take
+from data.split import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SplitRule,
+    hash_key_column,
+    hash_places,
+    knows_rows,
+    row_hashes,
+    split_of,
+    split_rows,
+    take,
+)
 from data.table import RowGroup, open_table
 
 FRACTIONS = (0.3, 0.2)
@@ -351,3 +363,29 @@ def test_the_hashes_of_rows_are_those_of_keys_or_places() -> None:
 def test_take_gives_the_rows_of_the_mask(mask: list[bool]) -> None:
     table = pa.table({"a": pa.array(range(len(mask)), pa.int64())})
     assert take(table, np.array(mask, np.bool_))["a"].to_pylist() == [i for i, taken in enumerate(mask) if taken]
+
+
+def stored(key: str | None, **split: Any) -> dict[str, Any]:
+    """Returns what a bundle's table.json says of its training's split."""
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.3}
+    return {"key": key, "fingerprint": "training", "split": fractions | split}
+
+
+def test_a_stored_rule_cuts_the_rows_as_training_did() -> None:
+    rows, group = pa.table({"id": range(1000)}), RowGroup("a", "0" * 32, 0, 0, 1000)
+    rule = SplitRule.of(stored("id"), "any")
+    np.testing.assert_array_equal(rule.sides(rows, group), split_rows(rows, group, "id", (0.1, 0.3)))
+    assert [rule.fraction(side) for side in ("train", "validation", "test", "all")] == pytest.approx([0.6, 0.1, 0.3, 1.0])
+
+
+def test_all_rows_of_a_validation_table_of_its_own_validate() -> None:
+    record = stored("id", validation_fraction=0.0, validation_fingerprint="validation")
+    rows, group = pa.table({"id": range(1000)}), RowGroup("a", "0" * 32, 0, 0, 1000)
+    assert (SplitRule.of(record, "validation").sides(rows, group) == VALIDATION).all()
+    assert (SplitRule.of(record, "training").sides(rows, group) != VALIDATION).all()
+
+
+def test_without_a_key_only_the_tables_that_training_read_tell_which_rows_it_had() -> None:
+    record = stored(None, validation_fingerprint="validation")
+    assert [knows_rows(record, name) for name in ("training", "validation", "another")] == [True, True, False]
+    assert knows_rows(stored("id"), "another")

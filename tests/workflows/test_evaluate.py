@@ -210,30 +210,31 @@ def broken(model: VAE) -> None:
 
 
 @pytest.fixture(scope="module")
-def register(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[VAE], None]], str]:
-    """Registers what is made of the trained model as versions of the model `gated`."""
+def register(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Registers what is made of the trained model and its table.json as a new version of a model, and returns the version."""
     client = mlflow.MlflowClient(trained.tracking_uri)
-    client.create_registered_model("gated")
     files = Registry(trained.tracking_uri).pin("models:/digits/1").files
 
-    def registered(change: Callable[[VAE], None]) -> str:
+    def registered(name: str, change: Callable[[VAE], None], **record: Any) -> str:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
         bundle = open_bundle(files)
         change(bundle.model)
         folder = tmp_path_factory.mktemp("version")
-        sha256 = save_bundle(folder / "artifacts" / "bundle", bundle.model, bundle.table)
-        return str(client.create_model_version("gated", folder.as_uri(), tags={"bundle_sha256": sha256}).version)
+        sha256 = save_bundle(folder / "artifacts" / "bundle", bundle.model, bundle.table | record)
+        return str(client.create_model_version(name, folder.as_uri(), tags={"bundle_sha256": sha256}).version)
 
     return registered
 
 
 def test_gates_let_the_first_and_an_equal_version_pass_and_refuse_regressions_with_their_reasons(
-    jobs: Jobs, trained: Trained, table: Path, tmp_path: Path, register: Callable[[Callable[[VAE], None]], str]
+    jobs: Jobs, trained: Trained, table: Path, tmp_path: Path, register: Callable[..., str]
 ) -> None:
     registry = Registry(trained.tracking_uri)
 
     def promoted(change: Callable[[VAE], None], *more: object) -> dict[str, Any]:
         options = ("--promote", "true", "--baselines.max_rows", 0, "--cluster.num_actors", 1, *more)
-        return jobs.evaluate(f"models:/gated/{register(change)}", table, tmp_path, *options)
+        return jobs.evaluate(f"models:/gated/{register('gated', change)}", table, tmp_path, *options)
 
     first = promoted(untouched)
     assert (first["promoted"], first["reasons"], registry.aliases("gated")) == (True, [], {"champion": "1"})
@@ -258,6 +259,28 @@ def test_gates_let_the_first_and_an_equal_version_pass_and_refuse_regressions_wi
         "models:/gated/2", table, tmp_path, "--promote", "true", "--baselines.max_rows", 0, "--cluster.num_actors", 1
     )
     assert again == equal | {"repeated": True}
+
+
+@pytest.mark.slow
+def test_rows_that_the_champion_was_trained_on_are_left_out_of_the_comparison(
+    jobs: Jobs, trained: Trained, table: Path, tmp_path: Path, register: Callable[..., str]
+) -> None:
+    client = mlflow.MlflowClient(trained.tracking_uri)
+    register("other_split", untouched, split={"validation_fraction": 0.06, "test_fraction": 0.0})
+    register("other_split", untouched, split={"validation_fraction": 0.0, "test_fraction": 0.0})
+    version = register("other_split", untouched)
+    reasons, rows = [], []
+    for champion in ("1", "2"):
+        client.set_registered_model_alias("other_split", "champion", champion)
+        options = ("--promote", "true", "--baselines.max_rows", 0, "--gates.min_rows", 150)
+        line = jobs.evaluate(f"models:/other_split/{version}", table, tmp_path, *options)
+        reasons.append(line["reasons"])
+        rows.append(report_of(line)["promotion"].get("num_rows", 0))
+    assert 0 < rows[0] < 150
+    assert rows[1] == 0
+    assert [len(each) for each in reasons] == [1, 1]
+    assert f"only {rows[0]} rows that neither the version nor champion version 1 was trained on" in reasons[0][0]
+    assert "only 0 rows that neither the version nor champion version 2 was trained on" in reasons[1][0]
 
 
 def test_what_does_not_fit_is_refused_before_any_compute(trained: Trained, table: Path, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.table import open_table
 from tests.running import Outcome, Trained, run_job
+from vae.bundle import open_bundle
+from workflows.registry import Registry
 
 SMALL = ("--model.hidden_dims", "[32]", "--model.latent_dim", "4", "--training.learning_rate", "3e-3")
 
@@ -159,6 +162,8 @@ def test_a_validation_table_of_its_own_takes_the_place_of_the_split(trained: Tra
     options = ("--data.path", first, "--data.validation_path", second, "--training.epochs", 1)
     result = train(tmp_path, ray_address, "--data.key", "id", *options).json
     assert (result["train"]["num_rows"], result["validation"]["num_rows"]) == (599, 599)
+    files = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}").pin(result["model_uri"]).files
+    assert open_bundle(files).table["split"]["validation_fingerprint"] == open_table(str(second)).fingerprint
 
 
 @pytest.mark.parametrize(
