@@ -20,6 +20,7 @@ from data.jacobians import column_log_jacobians
 from data.split import SPLITS, TRAIN, SplitRule
 from data.table import RowGroup
 from vae.evidence import log_mean_exp, log_weights
+from vae.importance import MIN_SAMPLES, pareto_k, tail_length
 from vae.model import VAE
 from vae.posteriors import Posterior
 from vae.rows import Rows
@@ -29,6 +30,8 @@ from workflows.file_actor import Chunk, FileActor
 from workflows.scores import ELBO_SAMPLES, NUM_BLAMED, Scorer, noise, vectors
 
 BY_COLUMN = "log_likelihood_nats_by_column"
+# Above 0.7 a row's log-evidence bound is not to be trusted; null for fewer than 25 importance samples, -inf where weights have no tail.
+PARETO_K = "pareto_k"
 # The scores that are one number a row, in the order of the output.
 SCORES = (
     "elbo_nats",
@@ -107,6 +110,7 @@ class RowScorer(Scorer):
         elbo = log_w.mean(0)
         kl, null_pattern, cells = self.expectations(rows, q_z, first_row)
         yield from map(numbers, (elbo, log_mean_exp(log_w), elbo + kl, kl, null_pattern, effective_sample_size(log_w)))
+        yield tail_of_weights(log_w)
         stored, observed = self.by_column(cells), self.observed(rows)
         in_data_units = stored + column_log_jacobians(self.encoding, arrays_of(rows))
         columns = [pa.array(values, mask=~there) for values, there in zip(in_data_units.T, observed.T, strict=True)]
@@ -148,6 +152,13 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))
 
 
+def tail_of_weights(log_w: Tensor) -> pa.Array:
+    """Returns the Pareto k of importance weights [K, B]; null for fewer samples than have a tail."""
+    if len(log_w) < MIN_SAMPLES:
+        return pa.nulls(log_w.shape[1], pa.float64())
+    return numbers(pareto_k(log_w.double().topk(tail_length(len(log_w)) + 1, 0).values))
+
+
 def numbers(values: Tensor) -> pa.Array:
     return pa.array(values.double().cpu().numpy())
 
@@ -171,6 +182,7 @@ def score_fields(latent_dim: int, encoding: TableEncoding) -> list[pa.Field]:
     vector = pa.list_(pa.float32(), latent_dim)
     return [
         *(pa.field(name, pa.float64()) for name in SCORES),
+        pa.field(PARETO_K, pa.float64()),
         pa.field(BY_COLUMN, pa.struct([pa.field(name, pa.float64()) for name in encoding.field_columns])),
         pa.field("worst_columns", pa.list_(pa.string())),
         pa.field("worst_excess_nats", pa.list_(pa.float64())),

@@ -27,11 +27,13 @@ def score_section(evaluation: Evaluation) -> Section:
     totals, scoring = evaluation.totals, evaluation.scoring
     names = {f"{name.removesuffix('_nats')}_nats_per_row" if name.endswith("_nats") else name: e for name, e in totals.scores.items()}
     counts = {"num_rows": totals.num_rows, "num_rows_trained_on": totals.num_trained_on, "num_rows_not_finite": totals.num_not_finite}
+    tails = {} if totals.num_heavy_tailed is None else {"num_rows_with_pareto_k_above_0.7": totals.num_heavy_tailed}
     sizes = {"active_units": totals.active_units, "latent_dim": scoring.bundle.model.latent_dim}
     bits = bits_per_dimension(scoring.encoding, totals.scores["log_evidence_bound_nats"].mean)
     more: dict[str, float] = {} if bits is None else {"bits_per_dimension": bits}
     report = {
         **counts,
+        **tails,
         **{name: estimate.as_json() for name, estimate in names.items()},
         "distortion_nats_per_row": finite(-totals.scores["expected_log_likelihood_nats"].mean),
         "rate_nats_per_row": finite(totals.scores["kl_nats"].mean),
@@ -43,7 +45,7 @@ def score_section(evaluation: Evaluation) -> Section:
     errors = {f"standard_error_of_{name}": estimate.standard_error for name, estimate in names.items()}
     columns = {f"log_likelihood_nats_per_row/{name}": estimate.mean for name, estimate in totals.columns.items()}
     headline = {"num_rows": totals.num_rows, "active_units": totals.active_units} | means | more
-    metrics = {**counts, **means, **errors, **more, **sizes, **columns}
+    metrics = {**counts, **tails, **means, **errors, **more, **sizes, **columns}
     return Section("scores", report, headline, metrics, blocks=score_blocks(evaluation))
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from data.moments import Moments
 from data.output import OutputFolder
-from workflows.evaluation import BY_COLUMN, SCORES
+from vae.audit import MAX_PARETO_K
+from workflows.evaluation import BY_COLUMN, PARETO_K, SCORES
 
 BATCH_ROWS = 65_536
 # Burda et al. 2016: a latent dimension whose posterior mean varies by more than this over rows is active.
@@ -67,12 +68,14 @@ def estimates(moments: Moments) -> list[Estimate]:
 class Totals:
     """All rows' scores. columns: each column's log-likelihood over all rows (0 where it is missing), in nats per row.
 
-    latent_variances: Var_x(E_q[z_j]), [L]. num_not_finite: rows some score of which is no number.
+    latent_variances: Var_x(E_q[z_j]), [L]. num_not_finite: rows some score of which is no number. num_heavy_tailed: rows whose
+    importance weights have a Pareto k above MAX_PARETO_K, None where that is not known for want of samples.
     """
 
     num_rows: int
     num_trained_on: int
     num_not_finite: int
+    num_heavy_tailed: int | None
     scores: dict[str, Estimate]
     columns: dict[str, Estimate]
     latent_variances: NDArray[np.float64]
@@ -93,11 +96,11 @@ def rows_of(output: OutputFolder, names: Sequence[str], columns: Sequence[str]) 
 
 def total(output: OutputFolder, names: Sequence[str]) -> Totals | None:
     """Returns what all rows of the output's files come to; None where there is no row."""
-    num_rows = num_trained_on = num_not_finite = 0
+    num_rows = num_trained_on = num_not_finite = num_heavy_tailed = num_without_tail = 0
     scores: Moments | None = None
     latents: Moments | None = None
     columns: list[str] = []
-    for _, rows in rows_of(output, names, [*SCORES, "trained_on", BY_COLUMN, "z_mean"]):
+    for _, rows in rows_of(output, names, [*SCORES, PARETO_K, "trained_on", BY_COLUMN, "z_mean"]):
         cells = rows[BY_COLUMN].combine_chunks()
         columns = [field.name for field in cells.type]
         parts = [*(rows[name].to_numpy() for name in SCORES), *(pc.fill_null(part, 0.0).to_numpy() for part in cells.flatten())]
@@ -105,6 +108,8 @@ def total(output: OutputFolder, names: Sequence[str]) -> Totals | None:
         num_rows += len(values)
         num_trained_on += int(pc.sum(rows["trained_on"]).as_py())
         num_not_finite += int((~np.isfinite(values)).any(1).sum())
+        num_heavy_tailed += int(pc.sum(pc.greater(rows[PARETO_K], MAX_PARETO_K)).as_py() or 0)
+        num_without_tail += rows[PARETO_K].null_count
         scores = merged(scores, Moments.of(values))
         latents = merged(latents, Moments.of(matrix(rows["z_mean"])))
     if scores is None or latents is None:
@@ -112,7 +117,8 @@ def total(output: OutputFolder, names: Sequence[str]) -> Totals | None:
     scores.mean[scores.count < num_rows] = math.nan
     found = estimates(scores)
     of_rows, by_column = dict(zip(SCORES, found, strict=False)), dict(zip(columns, found[len(SCORES) :], strict=True))
-    return Totals(num_rows, num_trained_on, num_not_finite, of_rows, by_column, latents.squares / np.maximum(latents.count, 1))
+    heavy = None if num_without_tail else num_heavy_tailed
+    return Totals(num_rows, num_trained_on, num_not_finite, heavy, of_rows, by_column, latents.squares / np.maximum(latents.count, 1))
 
 
 def merged(moments: Moments | None, more: Moments) -> Moments:

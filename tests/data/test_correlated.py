@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.special import logsumexp  # type: ignore[import-untyped]
-from scipy.stats import multivariate_normal, norm  # type: ignore[import-untyped]
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, norm
 
 from data.column import Column
 from data.columns import Rules, decide_columns

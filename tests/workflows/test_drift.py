@@ -24,7 +24,7 @@ from tests.running import Trained
 from vae import load_bundle
 from vae.model import VAE
 from vae.rows import Rows
-from workflows.config import ConfigError
+from workflows.checks import ConfigError
 from workflows.drift import (
     ELBO,
     LATENT,

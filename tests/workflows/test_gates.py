@@ -112,7 +112,7 @@ def test_parts_of_the_rows_compare_as_all_of_them_do() -> None:
 def totals(kl: float = 4.0, active: int = 3, num_rows: int = 500, trained_on: int = 0, not_finite: int = 0) -> Totals:
     scores = {name: Estimate(-50.0, 0.1, num_rows) for name in SCORES} | {"kl_nats": Estimate(kl, 0.1, num_rows)}
     variances = np.where(np.arange(5) < active, 1.0, 1e-4)
-    return Totals(num_rows, trained_on, not_finite, scores, {"x": Estimate(-1.0, 0.1, num_rows)}, variances)
+    return Totals(num_rows, trained_on, not_finite, 0, scores, {"x": Estimate(-1.0, 0.1, num_rows)}, variances)
 
 
 def test_a_version_that_is_well_passes() -> None:

@@ -16,8 +16,8 @@ from data.marginals import marginals
 from data.statistics import summarise_table
 from vae import VAE, Rows
 from workflows.architecture import architecture
-from workflows.config import ModelConfig
 from workflows.evaluation import RowScorer, effective_sample_size, score_fields
+from workflows.model_config import ModelConfig
 from workflows.scores import ELBO_SAMPLES, noise
 
 NUM_ROWS = 300
