@@ -243,8 +243,8 @@ def drift_section(evaluation: Evaluation) -> Section:
     """Returns whether the rows are drawn from where the reference's were."""
     scoring, config = evaluation.scoring, evaluation.config.drift
     record = scoring.bundle.table
-    if config.reference is None and scoring.what.side == "validation" and scoring.job.table.fingerprint == record["fingerprint"]:
-        return left_out("drift", "these rows are those that the model keeps as its reference")
+    if config.reference is None and scoring.what.side != "test" and scoring.job.table.fingerprint == record["fingerprint"]:
+        return left_out("drift", "the model has seen these rows, or keeps them as its reference")
     try:
         reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, record)
     except ConfigError as error:
