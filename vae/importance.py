@@ -100,6 +100,7 @@ def pareto_k(largest: Tensor) -> Tensor:
     """Returns the shape k of the tail of a row's weights, [B], from the logarithms of its M + 1 largest ones, descending, [M + 1, B].
 
     k = 0 is an exponential tail; the tail has moments of orders below 1 / k. -inf where all M + 1 are the same but for rounding.
+    Where most of the largest weights lie on a plateau and few above it, k is far above 0.7 though the mean may be good: it warns only.
     """
     relative = (largest - largest[0]).exp()
     # The weights' own digits end at some 1e-16 of the largest log weight.
