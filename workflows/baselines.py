@@ -7,12 +7,14 @@ vae/independent.py and data/correlated.py say how; neither is told what conditio
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from numpy.typing import NDArray
 
 from data.correlated import Cells, CorrelatedColumns, work_of
@@ -106,7 +108,8 @@ def compare_with_baselines(evaluation: Evaluation) -> Section:
     found, model_scores = scores_at(evaluation.scoring.job.output, rows_by_file(places), ["elbo_nats", "log_evidence_bound_nats"])
     assert found == places, "the rows that were chosen are those that were scored"
     logger.info("fitting baselines to %d training rows, comparing on %d", num_rows_of(train), num_rows_of(scored))
-    others, absent = densities(evaluation, train, scored)
+    with one_thread():
+        others, absent = densities(evaluation, train, scored)
     return section_of(num_rows_of(train), model_scores, others, absent)
 
 
@@ -156,6 +159,17 @@ def rows_by_file(places: Sequence[tuple[str, int]]) -> dict[str, NDArray[np.int6
 
 def num_rows_of(arrays: Mapping[str, NDArray[Any]]) -> int:
     return len(arrays["log_jacobian"])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread while open: small batches are no faster on several, and their sums would depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def densities(
