@@ -19,7 +19,7 @@ from vae.row_distribution import RowDistribution
 from vae.rows import Rows
 
 BATCH_ROWS = 512
-NUM_STEPS = 1500
+NUM_STEPS = 600
 LEARNING_RATE = 0.05
 
 

@@ -33,7 +33,7 @@ from workflows.file_job import Done, refuse_bad_files, say
 from workflows.job import run
 from workflows.promotion import find_rival, judge, promote
 from workflows.registry import Registry, flatten
-from workflows.sections import Evaluation, MakeSection, Section
+from workflows.sections import Evaluation, MakeSection, Section, one_thread
 from workflows.totals import total
 
 # The parts of the report, in its order. One more is a function of an Evaluation, and a line here.
@@ -61,7 +61,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         logger.info("%s holds this evaluation already; nothing to do", scoring.job.output.path)
         return checked(config, known | {"repeated": True})
     scoring.job.root.claim(scoring.job.claim)
-    with connected(config.cluster.address):
+    with connected(config.cluster.address), one_thread():
         evaluation, done = evaluated(config, scoring)
         sections = [make(evaluation) for make in SECTIONS]
         if rival is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from workflows.actors import Pool
 from workflows.evaluate_config import EvaluateConfig
@@ -64,6 +67,17 @@ class Section:
     metrics: Mapping[str, float] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     blocks: Sequence[Block] = ()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread while open: small batches are no faster on several, and their sums would depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 MakeSection = Callable[[Evaluation], Section]
