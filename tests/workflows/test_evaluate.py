@@ -178,7 +178,7 @@ def test_a_second_evaluation_of_the_same_prints_the_same_line_and_needs_no_clust
 
 def test_other_samples_in_the_same_output_are_refused(jobs: Jobs, table: Path, first: dict[str, Any]) -> None:
     output = Path(first["output_path"]).parents[1]
-    with pytest.raises(OutputError, match="num_importance_samples is 20, asked is 7"):
+    with pytest.raises(OutputError, match="num_importance_samples is 30, asked is 7"):
         jobs.evaluate("models:/digits/1", table, output, "--num_importance_samples", 7, "--evaluate.label", "label")
 
 
