@@ -96,7 +96,9 @@ class Evaluator(FileActor):
 
 
 def as_chunked(column: pa.ChunkedArray | pa.Array | NDArray[np.generic]) -> pa.ChunkedArray:
-    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([pa.array(column)])
+    if isinstance(column, pa.ChunkedArray):
+        return column
+    return pa.chunked_array([column if isinstance(column, pa.Array) else pa.array(column)])
 
 
 class RowScorer(Scorer):

@@ -288,6 +288,34 @@ def test_rows_that_the_champion_was_trained_on_are_left_out_of_the_comparison(
     assert "only 0 rows that neither the version nor champion version 2 was trained on" in reasons[1][0]
 
 
+@pytest.mark.slow
+def test_without_a_key_places_decide_the_side_and_name_the_rows(
+    jobs: Jobs, table: Path, tmp_path: Path, register: Callable[..., str]
+) -> None:
+    opened = open_table(str(table))
+    version = register("no_key", untouched, key=None, fingerprint=opened.fingerprint)
+    line = jobs.evaluate(f"models:/no_key/{version}", table, tmp_path, "--promote", "true")
+    found = ds.dataset(line["output_path"]).to_table()
+    expected = []
+    for group in opened.row_groups():
+        rows = pq.ParquetFile(group.path).read_row_group(group.index)
+        sides = split_rows(rows, group, None, (0.1, 0.0))
+        expected += [(Path(group.path).name, group.first_row + int(row)) for row in np.flatnonzero(sides == 1)]
+    assert sorted(zip(found["source_file"].to_pylist(), found["source_row"].to_pylist(), strict=True)) == sorted(expected)
+    assert (line["num_rows"], line["promoted"]) == (len(expected), True)
+    assert report_of(line)["baselines"]["num_training_rows"] == opened.num_rows - len(expected)
+    shutil.copytree(table, tmp_path / "grown")
+    shutil.copy(table / "a.parquet", tmp_path / "grown" / "c.parquet")
+    refused = jobs.evaluate(f"models:/no_key/{version}", tmp_path / "grown", tmp_path / "out", "--promote", "true", "--data.split", "all")
+    assert refused["promoted"] is True  # it is champion already
+    version = register("no_key", untouched, key=None)
+    options = ("--promote", "true", "--data.split", "all")
+    other = jobs.evaluate(f"models:/no_key/{version}", tmp_path / "grown", tmp_path / "out", *options)
+    assert other["promoted"] is False
+    assert any("which of these rows champion version 1 was trained on cannot be known" in reason for reason in other["reasons"])
+    assert any("which of these rows the version was trained on cannot be known" in reason for reason in other["reasons"])
+
+
 def test_what_does_not_fit_is_refused_before_any_compute(trained: Trained, table: Path, tmp_path: Path) -> None:
     nowhere = Jobs(trained, "127.0.0.1:1")
     with pytest.raises(
