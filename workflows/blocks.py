@@ -47,10 +47,10 @@ def health_block(report: Report, z_mean: NDArray[np.float64], labels: Sequence[o
     plane, named = z_mean[:MAX_PLANE_ROWS].astype(np.float32), None
     if labels is not None and len({str(value) for value in labels}) <= MAX_LABELS:
         named = np.array([str(value) for value in labels[: len(plane)]])
-    pictures: list[Picture] = [
-        (latent_bars(report["kl_nats_by_dimension"], report["mean_variance"]), "KL by latent dimension"),
-        (latent_plane(plane, named, label if named is not None else None), "posterior means in the plane of their two main directions"),
-    ]
+    pictures: list[Picture] = [(latent_bars(report["kl_nats_by_dimension"], report["mean_variance"]), "KL by latent dimension")]
+    if np.ptp(plane, axis=0).any():
+        drawn = latent_plane(plane, named, label if named is not None else None)
+        pictures.append((drawn, "posterior means in the plane of their two main directions"))
     information = report["information"]
     rows: list[list[object]] = [
         ["rate, nats per row", information["rate_nats"]],

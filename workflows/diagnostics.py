@@ -5,8 +5,9 @@ Each is a section of the report; what cannot be found says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from workflows.checks import ConfigError
 from workflows.comparison import compare_tables
 from workflows.drift import drift_report, found_drift, quantities, reference_for
 from workflows.errors import logger
+from workflows.gates import weight_faults
 from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
-from workflows.sections import MAX_SAMPLE_ROWS, Evaluation, Section
+from workflows.sections import MAX_SAMPLE_ROWS, Evaluation, MakeSection, Section
 from workflows.totals import Estimate
 from workflows.two_sample import ComparisonError
 from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
@@ -51,11 +53,26 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
+def of_finite_weights(name: str) -> Callable[[MakeSection], MakeSection]:
+    """Leaves a section out where there is nothing to find: numbers made by weights that are none are none."""
+
+    def checked(make: MakeSection) -> MakeSection:
+        @wraps(make)
+        def section(evaluation: Evaluation) -> Section:
+            faults = weight_faults(evaluation.scoring.bundle.model)
+            return left_out(name, faults[0]) if faults else make(evaluation)
+
+        return section
+
+    return checked
+
+
 def left_out(name: str, reason: str) -> Section:
     logger.info("no %s: %s", name, reason)
     return Section(name, {"left_out": reason})
 
 
+@of_finite_weights("health")
 def health_section(evaluation: Evaluation) -> Section:
     """Returns whether the latents say anything of the rows."""
     scoring = evaluation.scoring
@@ -103,6 +120,7 @@ class Auditor:
         return {"first_row": first, "audit": audit(self.model, rows, SEED, self.task.plan, first)}
 
 
+@of_finite_weights("audit")
 def audit_section(evaluation: Evaluation) -> Section:
     """Returns how far the encoder falls short of log p(x), and why."""
     options, gates = evaluation.config.audit, evaluation.config.gates
@@ -156,6 +174,7 @@ def gap_faults(gaps: Mapping[str, Estimate], limits: Mapping[str, float | None])
     )
 
 
+@of_finite_weights("usefulness")
 def usefulness_section(evaluation: Evaluation) -> Section:
     """Returns what the embedding is good for, by the label."""
     label, scoring = evaluation.config.evaluate.label, evaluation.scoring
@@ -199,6 +218,7 @@ def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labell
     return Labelled(embedding, raw, values), is_input
 
 
+@of_finite_weights("generated")
 def generated_section(evaluation: Evaluation) -> Section:
     """Returns how rows that the model generates compare with the scored ones."""
     num_rows, scoring = evaluation.config.evaluate.num_generated_rows, evaluation.scoring
@@ -239,6 +259,7 @@ def images_of(evaluation: Evaluation, real: pa.Table, made: pa.Table) -> list[An
     return image_pictures(scoring.encoding, {name: originals[name] for name in names}, expected, generated)
 
 
+@of_finite_weights("drift")
 def drift_section(evaluation: Evaluation) -> Section:
     """Returns whether the rows are drawn from where the reference's were."""
     scoring, config = evaluation.scoring, evaluation.config.drift

@@ -294,7 +294,7 @@ def test_without_a_key_places_decide_the_side_and_name_the_rows(
 ) -> None:
     opened = open_table(str(table))
     version = register("no_key", untouched, key=None, fingerprint=opened.fingerprint)
-    line = jobs.evaluate(f"models:/no_key/{version}", table, tmp_path, "--promote", "true")
+    line = jobs.evaluate(f"models:/no_key/{version}", table, tmp_path, "--promote", "true", "--baselines.max_rows", 20_000)
     found = ds.dataset(line["output_path"]).to_table()
     expected = []
     for group in opened.row_groups():
@@ -379,7 +379,8 @@ def test_the_page_has_every_part_and_all_of_it_reaches_mlflow(trained: Trained, 
 def test_drift_can_stop_a_schedule(jobs: Jobs, table: Path, tmp_path: Path) -> None:
     rows = ds.dataset(table).to_table()
     index = rows.schema.get_field_index("ink")
-    moved = tmp_path / "moved.parquet"
+    moved = tmp_path / "in" / "moved.parquet"
+    moved.parent.mkdir()
     pq.write_table(rows.set_column(index, "ink", pc.multiply(rows["ink"], 2)), moved)
     with pytest.raises(Incomplete) as stopped:
         jobs.evaluate("models:/digits/1", moved, tmp_path / "out", "--data.split", "all", "--drift.fail", "true")
