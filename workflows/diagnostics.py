@@ -1,75 +1,41 @@
-"""What an evaluation finds of a model on rows chosen by hash: health, inference gaps, use of the embedding, generated rows, drift.
+"""What an evaluation finds of a model on rows chosen by hash: health, use of the embedding, generated rows, drift.
 
 Each is a section of the report; what cannot be found says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from numpy.typing import NDArray
 
 from data.conditions import ConditionError, check_drawable
 from data.drift import Reference
-from data.encoding import TableEncoding
-from vae.audit import Audit, AuditPlan, audit
-from vae.bundle import open_bundle
 from vae.health import COLLAPSED, HEALTHY, examine
-from vae.rows import Rows
-from workflows.actors import Shared, run_units
-from workflows.batch import model_files
-from workflows.blocks import MAX_PLANE_ROWS, audit_block, drift_block, generated_block, health_block, image_pictures, usefulness_block
+from workflows.blocks import MAX_PLANE_ROWS, drift_block, generated_block, health_block, image_pictures, usefulness_block
 from workflows.checks import ConfigError
 from workflows.comparison import compare_tables
 from workflows.drift import drift_report, found_drift, quantities, reference_for
 from workflows.errors import logger
-from workflows.gates import weight_faults
 from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
-from workflows.sections import MAX_SAMPLE_ROWS, Evaluation, MakeSection, Section
-from workflows.totals import Estimate
+from workflows.sections import (
+    MAX_SAMPLE_ROWS,
+    SEED,
+    Evaluation,
+    Section,
+    encoded,
+    generator,
+    left_out,
+    of_finite_weights,
+)
 from workflows.two_sample import ComparisonError
 from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
 
-# Rows that one actor audits at once.
-AUDITED_TOGETHER = 10
 # Images of each kind that the page shows.
 NUM_IMAGES = 24
-SEED = 0
-
-
-def encoded(encoding: TableEncoding, rows: pa.Table) -> Rows:
-    arrays = encoding.encode(rows.select(encoding.inputs), "the chosen rows")
-    return Rows.from_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(SEED)
-
-
-def of_finite_weights(name: str) -> Callable[[MakeSection], MakeSection]:
-    """Leaves a section out where there is nothing to find: numbers made by weights that are none are none."""
-
-    def checked(make: MakeSection) -> MakeSection:
-        @wraps(make)
-        def section(evaluation: Evaluation) -> Section:
-            faults = weight_faults(evaluation.scoring.bundle.model)
-            return left_out(name, faults[0]) if faults else make(evaluation)
-
-        return section
-
-    return checked
-
-
-def left_out(name: str, reason: str) -> Section:
-    logger.info("no %s: %s", name, reason)
-    return Section(name, {"left_out": reason})
 
 
 @of_finite_weights("health")
@@ -94,84 +60,6 @@ def health_section(evaluation: Evaluation) -> Section:
         z_mean = scoring.bundle.model.posterior(encoded(scoring.encoding, rows.slice(0, MAX_PLANE_ROWS))).mean.numpy()
     block = health_block(report, z_mean, None if label is None else rows[label].to_pylist(), label)
     return Section("health", report, {"verdict": health.verdict}, metrics, reasons, [block])
-
-
-@dataclass(frozen=True)
-class AuditTask:
-    """What auditing actors are told. rows: those that are audited, with the model's columns."""
-
-    rows: pa.Table
-    plan: AuditPlan
-    use_gpu: bool
-
-
-class Auditor:
-    """Audits the inference gaps of some of the rows."""
-
-    def __init__(self, shared: Shared) -> None:
-        torch.set_num_threads(1)
-        model, self.task = ray.get(shared.reference)
-        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
-        self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
-
-    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
-        first, end = unit["first_row"], unit["end_row"]
-        rows = encoded(self.encoding, self.task.rows.slice(first, end - first)).to(self.model.device)
-        return {"first_row": first, "audit": audit(self.model, rows, SEED, self.task.plan, first)}
-
-
-@of_finite_weights("audit")
-def audit_section(evaluation: Evaluation) -> Section:
-    """Returns how far the encoder falls short of log p(x), and why."""
-    options, gates = evaluation.config.audit, evaluation.config.gates
-    if not options.num_rows:
-        return left_out("audit", "audit.num_rows is 0")
-    rows, places = evaluation.samples.rows("scored", options.num_rows)
-    logger.info("auditing the inference gaps of %d rows", len(rows))
-    plan = AuditPlan(num_importance_samples=options.num_importance_samples)
-    task = AuditTask(rows.select(evaluation.scoring.encoding.inputs), plan, evaluation.pool.use_gpu)
-    starts = range(0, len(rows), AUDITED_TOGETHER)
-    units = [{"first_row": begin, "end_row": min(begin + AUDITED_TOGETHER, len(rows))} for begin in starts]
-    results = run_units(Auditor, model_files(evaluation.scoring.pinned), task, units, evaluation.pool)
-    found = Audit.join([result["audit"] for result in sorted(results, key=lambda result: int(result["first_row"]))])
-    gaps = {"total": found.total_gap, "approximation": found.approximation_gap, "amortisation": found.amortisation_gap}
-    estimates = {f"{name}_gap_nats_per_row": Estimate(*gap, len(rows)) for name, gap in gaps.items()}
-    finite = found.is_finite
-    means = {
-        "elbo_of_the_encoder_nats_per_row": Estimate.of(found.elbo[finite].numpy()),
-        "elbo_of_the_best_in_the_family_nats_per_row": Estimate.of(found.best_elbo[finite].numpy()),
-        "log_evidence_nats_per_row": Estimate.of(found.log_evidence[finite].numpy()),
-        "sandwich_width_nats_per_row": Estimate(*found.sandwich.width, len(found.sandwich.lower)),
-    }
-    suspect = found.is_suspect.numpy()
-    report = {
-        "num_rows": len(rows),
-        "num_rows_not_finite": int((~finite).sum()),
-        **{name: estimate.as_json() for name, estimate in (means | estimates).items()},
-        "estimator_of_log_evidence": found.estimator,
-        "num_rows_whose_estimate_is_not_to_be_trusted": int(suspect.sum()),
-        "rows_whose_estimate_is_not_to_be_trusted": [
-            f"{place[0]}, row {place[1]}" for place, bad in zip(places, suspect, strict=True) if bad
-        ],
-        "notes": [
-            "The total gap is a lower bound, as log p(x) is bounded from below; the approximation gap is none, as the search for the best "
-            "posterior of a row may miss it. The sandwich is of rows simulated from the model: how loosely log p(x) is known of such rows."
-        ],
-    }
-    metrics = {name: estimate.mean for name, estimate in (means | estimates).items()}
-    headline = {"gaps": {name: estimate.as_json() for name, estimate in estimates.items()}}
-    return Section("audit", report, headline, metrics, gap_faults(estimates, gates.limits), [audit_block(report)])
-
-
-def gap_faults(gaps: Mapping[str, Estimate], limits: Mapping[str, float | None]) -> tuple[str, ...]:
-    """Refused is a gap that exceeds its limit beyond doubt: by the lower end of its 95 % interval."""
-    beyond = [(name, gap, limits.get(name)) for name, gap in gaps.items()]
-    return tuple(
-        f"the {name.split('_')[0]} gap is {gap.mean:.3g} nats per row (95 % interval from {gap.interval[0]:.3g}); "
-        f"{limit:g} are allowed (gates.max_{name})"
-        for name, gap, limit in beyond
-        if limit is not None and not gap.interval[0] <= limit
-    )
 
 
 @of_finite_weights("usefulness")

@@ -23,13 +23,14 @@ from data.listing import DataError
 from workflows.baselines import compare_with_baselines
 from workflows.batch import claim_pool, held, rate, record_job, refuse_lost_output, where
 from workflows.cluster import connected
-from workflows.diagnostics import audit_section, drift_section, generated_section, health_section, usefulness_section
+from workflows.diagnostics import drift_section, generated_section, health_section, usefulness_section
 from workflows.errors import CheckFailed, Incomplete, ServiceError, logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_job import Scoring, candidate_scoring
 from workflows.evaluation_page import model_card, page_of
 from workflows.evaluation_report import REPORT_JSON, REPORT_PAGE, headlines, metrics_of, put_evaluation, score_section, stored_line, tags_of
 from workflows.file_job import Done, refuse_bad_files, say
+from workflows.inference_gaps import audit_section
 from workflows.job import run
 from workflows.promotion import find_rival, judge, promote
 from workflows.registry import Registry, flatten

@@ -143,4 +143,6 @@ class EvaluateConfig:
         self.gates.check()
         require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
         promotable = self.model.startswith(("models:/", "runs:/"))
+        limited = [name for name, limit in self.gates.limits.items() if limit is not None]
+        require(self.audit.num_rows >= 2 or not limited, "audit.num_rows", self.audit.num_rows, "at least 2, where gates limit a gap")
         require(promotable or not self.promote, "model", self.model, "a registered model's version or alias, where --promote is true")

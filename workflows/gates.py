@@ -91,6 +91,17 @@ def collapse_faults(totals: Totals, gates: GatesConfig) -> Reasons:
     return reasons
 
 
+def gap_faults(gaps: Mapping[str, Estimate], limits: Mapping[str, float | None]) -> Reasons:
+    """Refused is a gap that exceeds its limit beyond doubt: by the lower end of its 95 % interval."""
+    beyond = [(name, gap, limits.get(name)) for name, gap in gaps.items()]
+    return [
+        f"the {name.split('_')[0]} gap is {gap.mean:.3g} nats per row (95 % interval from {gap.interval[0]:.3g}); "
+        f"{limit:g} are allowed (gates.max_{name})"
+        for name, gap, limit in beyond
+        if limit is not None and not gap.interval[0] <= limit
+    ]
+
+
 def weight_faults(model: VAE) -> Reasons:
     """Refused are weights that are NaN or infinite."""
     bad = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]

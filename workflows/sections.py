@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
+from data.encoding import TableEncoding
+from vae.rows import Rows
 from workflows.actors import Pool
+from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_job import Scoring
+from workflows.gates import weight_faults
 from workflows.page import Block
 from workflows.sampling import Samples
 from workflows.totals import Totals
 
 # Rows of each kind that sections other than the scores are made from, at most.
 MAX_SAMPLE_ROWS = 20_000
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Section:
 
     name: its key there; report: plain JSON; headline: what it adds to the JSON line; metrics: numbers with their units, for MLflow's run
     and, with the split's name behind them (not of names with a /), the version's tags; reasons: why the version must not become
-    champion; texts: files beside the report, name -> content.
+    champion; blocks: what the page shows.
     """
 
     name: str
@@ -81,3 +88,31 @@ def one_thread() -> Iterator[None]:
 
 
 MakeSection = Callable[[Evaluation], Section]
+
+
+def encoded(encoding: TableEncoding, rows: pa.Table) -> Rows:
+    arrays = encoding.encode(rows.select(encoding.inputs), "the chosen rows")
+    return Rows.from_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def of_finite_weights(name: str) -> Callable[[MakeSection], MakeSection]:
+    """Leaves a section out where there is nothing to find: numbers made by weights that are none are none."""
+
+    def checked(make: MakeSection) -> MakeSection:
+        @wraps(make)
+        def section(evaluation: Evaluation) -> Section:
+            faults = weight_faults(evaluation.scoring.bundle.model)
+            return left_out(name, faults[0]) if faults else make(evaluation)
+
+        return section
+
+    return checked
+
+
+def left_out(name: str, reason: str) -> Section:
+    logger.info("no %s: %s", name, reason)
+    return Section(name, {"left_out": reason})

@@ -32,7 +32,7 @@ from workflows.batch_config import BatchRegistryConfig
 from workflows.champion import make_champion, noted_change
 from workflows.checks import ConfigError
 from workflows.errors import ServiceError, TryAgain
-from workflows.evaluate_config import EvaluateConfig, EvaluateDataConfig, EvaluateOutputConfig, GatesConfig
+from workflows.evaluate_config import AuditConfig, EvaluateConfig, EvaluateDataConfig, EvaluateOutputConfig, GatesConfig
 from workflows.evaluation import SCORES
 from workflows.evaluation_job import candidate_scoring
 from workflows.gates import Comparison
@@ -127,6 +127,27 @@ def test_a_collapsed_version_is_refused(kl: float, active: int, reason: str) -> 
     (found,) = gates.collapse_faults(totals(kl, active), GATES)
     assert found.startswith("collapsed")
     assert reason in found
+
+
+@pytest.mark.parametrize("name", list(GATES.limits))
+@pytest.mark.parametrize(("gap", "passes"), [(0.5, True), (1.1, True), (1.3, False), (math.nan, False)])
+def test_a_gap_beyond_its_limit_is_refused_by_name(name: str, gap: float, passes: bool) -> None:
+    limits = GATES.limits | {name: 1.0}
+    gaps = {other: Estimate(gap if other == name else 50.0, 0.1, 200) for other in limits}
+    found = gates.gap_faults(gaps, limits)
+    assert passes == (not found)
+    if not passes:
+        assert len(found) == 1
+        assert f"the {name.split('_')[0]} gap is" in found[0]
+        assert f"1 are allowed (gates.max_{name})" in found[0]
+
+
+def test_a_limit_of_a_gap_needs_the_audit() -> None:
+    options = EvaluateConfig("models:/m/1", EvaluateDataConfig(path="t"), EvaluateOutputConfig(path="o"), audit=AuditConfig(num_rows=0))
+    options.check()
+    limited = dataclasses.replace(options, gates=GatesConfig(max_total_gap_nats_per_row=1.0))
+    with pytest.raises(ConfigError, match=r"audit.num_rows is 0"):
+        limited.check()
 
 
 def test_scores_that_are_no_numbers_and_rows_of_the_training_are_refused() -> None:
