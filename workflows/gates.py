@@ -110,11 +110,20 @@ def weight_faults(model: VAE) -> Reasons:
 
 
 def schema_faults(candidate: TableEncoding, champion: TableEncoding) -> Reasons:
-    """Refused are other modelled or condition columns than the champion's, or other types: their bounds are of different things."""
+    """Refused are other modelled or condition columns than the champion's, or other types: their bounds are of different things.
+
+    So are categories that only the champion tells apart: the candidate has them in one with others, or does not see their cells at all.
+    """
     mine, theirs = types_of(candidate), types_of(champion)
     differences = [f"{name} is {mine.get(name, 'not there')}, was {theirs.get(name, 'not there')}" for name in mine | theirs]
     different = [text for name, text in zip(mine | theirs, differences, strict=True) if mine.get(name) != theirs.get(name)]
-    return [f"other columns than the champion's: {'; '.join(different)}"] if different else []
+    if different:
+        return [f"other columns than the champion's: {'; '.join(different)}"]
+    known = {column.name: column.categories for column in candidate.columns}
+    told = {column.name: column.categories for column in champion.columns if column.name in champion.inputs}
+    lost = {name: [value for value in values if value not in known[name]] for name, values in told.items()}
+    named = [f"{name}: {', '.join(map(repr, values[:MAX_NAMED]))} ({len(values)} in all)" for name, values in lost.items() if values]
+    return [f"categories that only the champion tells apart: {'; '.join(named)}"] if named else []
 
 
 def types_of(encoding: TableEncoding) -> dict[str, str]:

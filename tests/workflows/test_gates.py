@@ -225,6 +225,13 @@ def test_other_columns_than_the_champions_are_refused(other: pa.Table, condition
     assert reason in found
 
 
+def test_categories_that_only_the_champion_tells_apart_are_refused_and_new_ones_pass() -> None:
+    more = TABLE.set_column(3, "c", pa.array(np.random.default_rng(1).choice(list("abc"), 400)))
+    assert gates.schema_faults(encoding_of(more), encoding_of(TABLE)) == []
+    (reason,) = gates.schema_faults(encoding_of(TABLE), encoding_of(more))
+    assert reason == "categories that only the champion tells apart: c: 'c' (1 in all)"
+
+
 def test_the_same_columns_of_other_rows_pass() -> None:
     assert gates.schema_faults(encoding_of(TABLE.slice(0, 300)), encoding_of(TABLE)) == []
 
