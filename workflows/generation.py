@@ -49,20 +49,23 @@ class GenerateTask:
 class RowGenerator:
     """Generates rows, chunk by chunk; row i depends on the model, the seed, the condition and i alone. record: the bundle's table.
 
-    condition: column -> its value in all rows; None: drawn, where the model has conditions.
+    conditions: rows of the condition columns, taken in turn, again from the first when they are at their end; None: drawn, where the
+    model has conditions.
     """
 
-    def __init__(self, model: VAE, record: Mapping[str, Any], seed: int, condition: Mapping[str, Any] | None) -> None:
+    def __init__(self, model: VAE, record: Mapping[str, Any], seed: int, conditions: pa.Table | None) -> None:
         self.model, self.encoding, self.seed = model, TableEncoding.from_json(record), seed
         self.null_pattern = bool(record["null_pattern"])
         self.marginals = record.get("marginals", {})
-        self.given = None if condition is None else given_condition(self.encoding, condition)
+        self.given = conditions
         self.schema = readable_schema(self.encoding, self.null_pattern, self.given)
 
     def _conditions(self, chunk: int) -> pa.Table:
         """Returns the chunk's condition columns, as many as the model has."""
         if self.given is not None:
-            return self.given.take(pa.array(np.zeros(GENERATION_CHUNK_ROWS, np.int64)))
+            return self.given.take(
+                pa.array(np.arange(chunk * GENERATION_CHUNK_ROWS, (chunk + 1) * GENERATION_CHUNK_ROWS) % len(self.given))
+            )
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, chunk, 1])))
         return draw_conditions(self.encoding, self.marginals, GENERATION_CHUNK_ROWS, generator, self.null_pattern)
 
@@ -111,7 +114,9 @@ class Generator:
         torch.set_num_threads(1)
         model, self.task = ray.get(shared.reference)
         bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
-        self.rows = RowGenerator(bundle.model, bundle.table, self.task.seed, self.task.condition)
+        given = self.task.condition
+        conditions = None if given is None else given_condition(TableEncoding.from_json(bundle.table), given)
+        self.rows = RowGenerator(bundle.model, bundle.table, self.task.seed, conditions)
         self.schema = self.rows.schema.with_metadata(model.metadata)
 
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +138,7 @@ class Generator:
 
 
 def readable_schema(encoding: TableEncoding, null_pattern: bool, given: pa.Table | None) -> pa.Schema:
-    """Returns the training schema; fixed-size lists some of which come out null, as plain lists. given: the condition's row.
+    """Returns the training schema; fixed-size lists some of which come out null, as plain lists. given: rows of conditions.
 
     pyarrow 25 writes but cannot read back a fixed_size_list column that has null rows.
     """

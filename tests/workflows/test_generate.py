@@ -29,6 +29,8 @@ from tests.running import ROOT, Outcome, Trained, run_job
 from vae import Rows, save_bundle
 from vae.bundle import open_bundle
 from workflows.batch_config import GenerateConfig
+from workflows.diagnostics import conditions_of
+from workflows.generation import RowGenerator
 from workflows.job import exit_code, parse
 from workflows.registry import Registry
 
@@ -361,3 +363,38 @@ def test_columns_of_every_kind_condition(ray_address: str, tmp_path: Path) -> No
     assert all({name: row[name] for name in told} == expected for row in rows.to_pylist())
     with pytest.raises(ConditionError, match=r"\['spot', 'pixels'\] cannot be drawn"):
         MAIN(parse(GenerateConfig, [str(option) for option in options]))
+
+
+def test_a_conditional_model_is_evaluated_given_the_rows_own_conditions(conditional: Trained, ray_address: str) -> None:
+    few = (
+        "--audit.num_rows",
+        2,
+        "--audit.num_importance_samples",
+        50,
+        "--num_importance_samples",
+        10,
+        "--evaluate.num_generated_rows",
+        500,
+    )
+    output = ("--output.path", conditional.folder / "evaluation", "--evaluate.label", "label", "--baselines.max_rows", 300)
+    options = ("--model", "models:/told@candidate", "--data.path", conditional.table, "--cluster.address", ray_address)
+    line = run_job(conditional.folder, "evaluate.py", *options, *output, *few).json
+    report = json.loads((Path(line["output_path"]) / "_report.json").read_text())
+    assert not [name for name, section in report.items() if isinstance(section, dict) and "left_out" in section]
+    columns = set(report["scores"]["log_likelihood_nats_per_row_by_column"])
+    assert "image" in columns
+    assert not columns & {"label", "stroke"}
+    assert report["generated"]["marginals"]["label"]["total_variation"] < 0.1
+
+
+def test_compared_rows_are_told_the_conditions_of_both_sides_in_turn_and_which_come_together(conditional: Trained) -> None:
+    bundle = open_bundle(Registry(conditional.tracking_uri).pin("models:/told@candidate").files)
+    encoding, rows = TableEncoding.from_json(bundle.table), pq.read_table(conditional.table)
+    told = conditions_of(encoding, rows.slice(0, 70), rows.slice(100, 50))
+    assert told is not None
+    in_turn = [place for first in range(50) for place in (first, 100 + first)]
+    expected = rows.select(["label", "stroke"]).take(in_turn).to_pylist()
+    assert told.to_pylist() == expected
+    made = RowGenerator(bundle.model, bundle.table, 0, told)
+    of_two_chunks = pa.concat_tables([made.chunk(0), made.chunk(1)]).select(["label", "stroke"]).to_pylist()
+    assert of_two_chunks == [expected[place % 100] for place in range(len(of_two_chunks))]
