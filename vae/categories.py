@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +55,49 @@ class Block(nn.Module):
 
     def log_normaliser(self, logits: Tensor) -> Tensor:
         """Returns log sum exp of each column's scores, [.., B, C] from [.., B, K], all columns in one pass."""
+        _, sums, highest = self.weights(logits)
+        return highest + torch.log(sums)
+
+    def weights(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns exp(score - highest) [.., B, K], its sum over each column's categories [.., B, C], and highest, [.., B, 1] or [.., B, C]:
+        the row's highest score, or where that would lose digits each column's."""
         if may_look_at(logits):
             highest = logits.detach().amax(-1, keepdim=True)
-            sums = self._sums(torch.exp(logits - highest))
+            weights = torch.exp(logits - highest)
+            sums = self._sums(weights)
             if sums.numel() == 0 or bool(sums.min() > SMALLEST_SUM):
-                return highest + torch.log(sums)
+                return weights, sums, highest
         column_of = self.column_of.expand_as(logits)
         empty = logits.new_full((*logits.shape[:-1], self.num_columns), -torch.inf)
         highest = empty.scatter_reduce(-1, column_of, logits.detach(), "amax")
-        return highest + torch.log(self._sums(torch.exp(logits - highest.gather(-1, column_of))))
+        weights = torch.exp(logits - highest.gather(-1, column_of))
+        return weights, self._sums(weights), highest
 
     def _sums(self, weights: Tensor) -> Tensor:
         with without_autocast(weights):
             return weights @ self.membership
+
+
+class SumLogProb(torch.autograd.Function):
+    """The sum of the observed cells' log-probabilities, [.., B], with its gradient in two passes over the scores [.., B, K].
+
+    index: the score of each cell's category, [.., B, C]; observed: 1 where a cell is there, 0 elsewhere, [.., B, C].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, observed: Tensor, block: Block) -> Tensor:
+        weights, sums, highest = block.weights(logits)
+        ctx.block = block
+        ctx.save_for_backward(weights, sums, index, observed)
+        return logits.gather(-1, index).sub_(sums.log() + highest).mul_(observed).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weights, sums, index, observed = ctx.saved_tensors
+        by_cell = observed * gradient[..., None]
+        with without_autocast(weights):
+            by_score = ((by_cell / sums).neg_() @ ctx.block.membership.T).mul_(weights)
+        return by_score.scatter_add_(-1, index, by_cell), None, None, None
 
 
 class CategoricalCells(CellDistribution):
@@ -78,6 +109,15 @@ class CategoricalCells(CellDistribution):
     def log_prob(self, values: Tensor) -> Tensor:
         index = (values.to(torch.int64) + self.field.offsets).expand(*self.logits.shape[:-1], -1)
         return self.logits.gather(-1, index) - self.log_normaliser()
+
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        blocks, logits = self.field.blocks(), self.logits
+        if len(blocks) == 1 and torch.is_grad_enabled() and may_look_at(logits):
+            index = (values.to(torch.int64) + self.field.offsets).expand(*logits.shape[:-1], -1)
+            observed = valid.expand_as(index).to(logits.dtype)
+            total: Tensor = SumLogProb.apply(logits, index, observed, blocks[0])  # type: ignore[no-untyped-call]
+            return total
+        return super().sum_log_prob(values, valid)
 
     def log_normaliser(self) -> Tensor:
         """Returns log sum exp of each column's scores, [.., B, C]; its cost is linear in K."""

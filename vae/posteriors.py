@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,8 +87,27 @@ class DiagonalGaussian(NamedTuple):
 
     def kl(self, prior: LatentDistribution, z: Tensor | None = None) -> Tensor:
         """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by samples z of q, [B, L] or [S, B, L]."""
+        if prior.is_standard:
+            kl: Tensor = StandardKL.apply(self.mean, self.log_scale)  # type: ignore[no-untyped-call]
+            return kl
         by_dimension = self.kl_by_dimension(prior)
         return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z)
+
+
+class StandardKL(torch.autograd.Function):
+    """The sum of kl_by_dimension for the standard normal prior, [..] of mean and log_scale [.., L], in a third of its passes over them."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_scale: Tensor) -> Tensor:
+        variance = torch.exp(2 * log_scale)
+        ctx.save_for_backward(mean, variance)
+        return torch.addcmul(variance, mean, mean).sub_(log_scale, alpha=2).sub_(1).sum(-1).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = ctx.saved_tensors
+        gradient = gradient[..., None]
+        return mean * gradient, (variance - 1).mul_(gradient)
 
 
 class FullGaussian(NamedTuple):

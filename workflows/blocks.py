@@ -143,4 +143,12 @@ def promotion_block(report: Report) -> Block:
     against = "There was no champion." if champion is None else f"Against champion version {champion}, on the same rows."
     words = "\n".join([against, *(f"Not promoted: {reason}." for reason in report["reasons"])])
     tables = [estimates_table(report)] if "num_rows" in report else []
+    if "kl_nats_per_row" in report:
+        columns = report["expected_log_likelihood_nats_per_row_by_column"]
+        rows: list[list[Any]] = [
+            [f"log-likelihood of {name}", value, columns["champion"][name]] for name, value in columns["candidate"].items()
+        ]
+        rows.append(["KL", *(report["kl_nats_per_row"][who] for who in ("candidate", "champion"))])
+        differences = [[*row, None if None in row else row[1] - row[2]] for row in rows]
+        tables.append(Table(["all rows, nats per row", "version", "champion", "difference"], differences))
     return Block("Promotion", words, tables=tables, verdict=not report["reasons"])

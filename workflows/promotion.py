@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ from workflows.gates import (
 )
 from workflows.registry import Registry
 from workflows.sections import Evaluation, Section
-from workflows.totals import paired_bounds
+from workflows.totals import Totals, finite, paired_bounds, total
 
 # Chunks of the first row group that are embedded twice.
 CHUNKS_EMBEDDED = 2
@@ -83,7 +84,7 @@ def judge(registry: Registry, evaluation: Evaluation, done: Done, sections: list
     if rival.is_candidate:
         return Section("promotion", {"champion_version": rival.version, "reasons": ["the version is champion already"]})
     scoring, gates = evaluation.scoring, evaluation.config.gates
-    comparison = compared(evaluation, rival)
+    comparison, champion = compared(evaluation, rival)
     reasons = [
         *pickle_faults(registry.version_files(str(scoring.pinned.name), scoring.pinned.version)),
         *weight_faults(scoring.bundle.model),
@@ -99,10 +100,11 @@ def judge(registry: Registry, evaluation: Evaluation, done: Done, sections: list
     ]
     for reason in reasons:
         logger.warning("not promoted: %s", reason)
-    return promotion_section(rival, comparison, reasons)
+    return promotion_section(rival, comparison, reasons, {"candidate": evaluation.totals, "champion": champion} if champion else {})
 
 
-def promotion_section(rival: Rival, comparison: Comparison | None, reasons: list[str]) -> Section:
+def promotion_section(rival: Rival, comparison: Comparison | None, reasons: list[str], totals: Mapping[str, Totals]) -> Section:
+    """totals: of both versions over all rows, empty where there is nothing to compare with."""
     report: dict[str, Any] = {"champion_version": rival.version or None, "reasons": reasons}
     metrics: dict[str, float] = {}
     if comparison is not None and comparison.difference is not None:
@@ -113,6 +115,11 @@ def promotion_section(rival: Rival, comparison: Comparison | None, reasons: list
             "interval_95": [lower, upper] if comparison.difference.num_rows > 1 else None,
         }
         metrics = {"log_evidence_bound_minus_champion_nats_per_row": comparison.difference.mean}
+    if totals:
+        report["expected_log_likelihood_nats_per_row_by_column"] = {
+            who: {name: finite(estimate.mean) for name, estimate in of.columns.items()} for who, of in totals.items()
+        }
+        report["kl_nats_per_row"] = {who: finite(of.scores["kl_nats"].mean) for who, of in totals.items()}
     return Section(
         "promotion",
         report,
@@ -123,15 +130,18 @@ def promotion_section(rival: Rival, comparison: Comparison | None, reasons: list
     )
 
 
-def compared(evaluation: Evaluation, rival: Rival) -> Comparison | None:
-    """Returns the candidate beside the champion, whose rows are scored where they are not yet; None where that cannot be."""
+def compared(evaluation: Evaluation, rival: Rival) -> tuple[Comparison | None, Totals | None]:
+    """Returns the candidate beside the champion, whose rows are scored where they are not yet, and the champion's totals; None where that
+    cannot be."""
     if rival.scoring is None:
-        return None
+        return None, None
     logger.info("scoring the same rows under champion version %s", rival.version)
     candidate, champion = evaluation.scoring, rival.scoring
     scored = champion.job.run(evaluation.config.cluster).contents["units"]
-    pairs = paired_bounds(candidate.job.output, champion.job.output, [name for name in evaluation.files if name in scored])
-    return Comparison.of(rival.version, pairs)
+    files = [name for name in evaluation.files if name in scored]
+    pairs = paired_bounds(candidate.job.output, champion.job.output, files)
+    totals = total(champion.job.output, files) if files == evaluation.files else None
+    return Comparison.of(rival.version, pairs), totals
 
 
 def embedding_of(model: VAE) -> Any:

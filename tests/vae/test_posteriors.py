@@ -42,6 +42,19 @@ def test_kl_to_the_standard_normal_is_torchs(table: tuple[Tensor, Tensor, Tensor
     assert (kl > -1e-15).all()
 
 
+@given(table=tables)
+def test_kl_to_the_standard_normal_is_the_sum_of_its_parts_and_so_are_its_gradients(table: tuple[Tensor, Tensor, Tensor]) -> None:
+    q_z = DiagonalGaussian(table[0].clone().requires_grad_(), table[1].clone().requires_grad_())
+    prior = StandardNormal(q_z.mean.shape[1])
+    parts = q_z.kl_by_dimension(prior)
+    assert parts is not None
+    expected, found = parts.sum(-1), q_z.kl(prior)
+    assert_equal(found, expected)
+    weights = torch.linspace(-1, 2, len(found), dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad((weights * kl).sum(), q_z) for kl in (found, expected)), strict=True):
+        assert_equal(one, other)
+
+
 def test_kl_is_zero_at_the_prior_and_only_there() -> None:
     zeros = torch.zeros(3, 2, dtype=torch.float64)
     assert (DiagonalGaussian(zeros, zeros).kl(StandardNormal(2)) == 0).all()

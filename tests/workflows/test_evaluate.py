@@ -250,6 +250,12 @@ def test_gates_let_the_first_and_an_equal_version_pass_and_refuse_regressions_wi
     assert "passed the gates" in registry.last_champion_change("gated")["why"]
     refused = promoted(worse)
     assert refused["promoted"] is False
+    sides = report_of(refused)["promotion"]["expected_log_likelihood_nats_per_row_by_column"]
+    assert (
+        sides["candidate"]["image"]
+        < sides["champion"]["image"]
+        == report_of(equal)["scores"]["log_likelihood_nats_per_row_by_column"]["image"]["mean"]
+    )
     assert refused["reasons"][0].startswith("worse than the champion: ")
     with pytest.raises(Incomplete, match="not promoted: collapsed") as failed:
         promoted(collapsed, "--gates.fail", "true")
@@ -314,6 +320,24 @@ def test_without_a_key_places_decide_the_side_and_name_the_rows(
     assert other["promoted"] is False
     assert any("which of these rows champion version 1 was trained on cannot be known" in reason for reason in other["reasons"])
     assert any("which of these rows the version was trained on cannot be known" in reason for reason in other["reasons"])
+
+
+def test_a_bad_file_is_put_aside_and_named_and_what_was_scored_is_scored_again_on_request(
+    jobs: Jobs, table: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(table, tmp_path / "table")
+    (tmp_path / "table" / "c.parquet").write_bytes(b"PAR1 and nothing more")
+    options = ("--data.on_bad_file", "quarantine", "--evaluate.label", "label")
+    with pytest.raises(Incomplete, match=r"c\.parquet") as stopped:
+        jobs.evaluate("models:/digits/1", tmp_path / "table", tmp_path / "out", *options)
+    assert exit_code(stopped.value) == 65
+    line = stopped.value.result
+    assert report_of(line)["scores"] == report_of(first)["scores"]
+    (tmp_path / "table" / "c.parquet").unlink()
+    output = tmp_path / "out"
+    again = jobs.evaluate("models:/digits/1", tmp_path / "table", output, "--evaluate.label", "label", "--force", "true")
+    assert (again["repeated"], again["num_rows"]) == (False, first["num_rows"])
+    assert files_of(again) == files_of(first)
 
 
 def test_what_does_not_fit_is_refused_before_any_compute(trained: Trained, table: Path, tmp_path: Path) -> None:
