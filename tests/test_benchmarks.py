@@ -66,12 +66,15 @@ def test_the_step_benchmark_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
     for name in ("ray", "mlflow"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')")
     command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--device", "cpu", "--workloads", "W2,W3"]
-    options = ["--batch_rows", "32", "--num_rows", "100", "--steps", "2"]
+    options = ["--batch_rows", "32", "--num_rows", "100", "--steps", "2", "--rounds", "2"]
     environment = job_environment(PYTHONPATH=str(tmp_path))
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
-    assert [(r["workload"], r["precision"]) for r in results] == [(w, p) for w in ("W2", "W3") for p in ("float32", "bfloat16")]
+    whats = ("tuned", "model", "step", "tuned_encode", "encode")
+    expected = [(workload, precision, what) for workload in ("W2", "W3") for precision in ("float32", "bfloat16") for what in whats]
+    assert [(r["workload"], r["precision"], r["what"]) for r in results] == expected
+    assert all(r["ratio"] == 1 for r in results if r["what"].startswith("tuned"))
     assert all(r["rows_per_s"] > 0 and r["memory"] > 0 and r["arithmetic"] > 0 and r["busy"] > 0 for r in results)
 
 
