@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.output import OutputFolder
-from workflows.evaluation import BY_COLUMN, SCORES
+from workflows.evaluation import BY_COLUMN, PARETO_K, SCORES
 from workflows.totals import Totals, paired_bounds, scores_at, total
 
 
@@ -24,6 +24,7 @@ def scored_rows(num_rows: int, seed: int, **columns: Any) -> pa.Table:
         "source_row": np.arange(num_rows),
         "trained_on": np.zeros(num_rows, np.bool_),
         **{name: random.normal(1e6, 1.0, num_rows) for name in SCORES},
+        PARETO_K: random.uniform(0.0, 1.0, num_rows),
         BY_COLUMN: pa.StructArray.from_arrays(parts, ["x", "y"]),
         "z_mean": pa.FixedSizeListArray.from_arrays(pa.array(means.astype(np.float32).ravel()), 3),
     }
@@ -52,9 +53,15 @@ def test_totals_are_means_and_standard_errors_over_all_rows(tmp_path: Path) -> N
         values = rows[name].to_numpy()
         assert found.scores[name].mean == pytest.approx(values.mean(), rel=1e-14)
         assert found.scores[name].standard_error == pytest.approx(values.std(ddof=1) / 9, rel=1e-9)
+    assert found.num_heavy_tailed == (rows[PARETO_K].to_numpy() > 0.7).sum() > 0
     cells = rows[BY_COLUMN].combine_chunks()
     for name in ("x", "y"):
         assert found.columns[name].mean == pytest.approx(np.nan_to_num(cells.field(name).to_numpy(zero_copy_only=False)).mean())
+
+
+def test_tails_of_which_some_are_not_known_are_not_counted(tmp_path: Path) -> None:
+    rows = scored_rows(20, 0, **{PARETO_K: pa.array([0.9] * 19 + [None])})
+    assert totals_of(put(tmp_path / "out", {"a.parquet": rows}), ["a.parquet"]).num_heavy_tailed is None
 
 
 def test_only_the_files_that_are_named_count(tmp_path: Path) -> None:
