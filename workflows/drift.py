@@ -35,7 +35,7 @@ from vae.model import VAE
 from vae.rows import Rows
 from workflows.checks import ConfigError
 from workflows.drift_config import DriftConfig
-from workflows.errors import CheckFailed, logger
+from workflows.errors import logger
 from workflows.feed import binarised, num_binarised
 from workflows.file_actor import chunk_rows
 
@@ -183,13 +183,3 @@ def found_drift(report: Mapping[str, Any]) -> str:
     found = [test for test in report["tests"] if test["drifted"]]
     lines = [f"{test['what']} of {test['quantity']}: p {test['adjusted']:.2g} (adjusted), effect {test['effect']:.3f}" for test in found]
     return "\n  ".join([*lines[:MAX_NAMED], *([f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else [])])
-
-
-def refuse_drift(report: Mapping[str, Any], config: DriftConfig) -> None:
-    """Says what drifted; raises CheckFailed, which exits with 3, unless the configuration only wants it said."""
-    if not report["drift"]:
-        return
-    said = f"the table's rows differ from the {report['reference']} that they are compared with:\n  {found_drift(report)}"
-    if config.fail:
-        raise CheckFailed(f"{said}\ntrain again if they are to stay so; --drift.fail false goes on, --drift.ignore leaves columns out")
-    logger.warning("%s", said)

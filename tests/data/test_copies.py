@@ -66,14 +66,14 @@ def test_hashes_do_not_depend_on_dictionaries_chunks_and_offsets() -> None:
     assert len(np.unique(hash_rows(zeros))) == 1
 
 
-@pytest.fixture(scope="module")
-def embedded_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+@pytest.fixture
+def connected(ray_address: str) -> Iterator[None]:
+    ray.init(address=ray_address, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-@pytest.mark.usefixtures("embedded_ray")
+@pytest.mark.usefixtures("connected")
 def test_copies_are_counted_as_sets_of_rows_count_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fresh = table(2000), table(1500, seed=1)
     planted = pa.concat_tables([fresh.slice(0, 700), real.slice(100, 250), real.slice(100, 3), fresh.slice(700)])
