@@ -18,6 +18,7 @@ from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
 from vae.likelihoods import LIKELIHOODS, Likelihood
 from vae.networks import NETWORKS
 from vae.posteriors import POSTERIORS, Posterior
+from vae.precision import without_autocast
 from vae.priors import PRIORS, LatentDistribution, Sizes
 from vae.row_distribution import RowDistribution
 from vae.rows import Rows
@@ -171,10 +172,10 @@ class VAE(nn.Module):
         """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
         q_z, condition = self.posterior(rows), self.condition(rows)
         z = q_z.rsample(noise)
-        p_x = self.likelihood(z, condition)
-        log_likelihood = p_x.log_prob(rows)
-        kl = q_z.kl(self.latent_prior(condition), z)
-        return Bound(log_likelihood - kl, log_likelihood, kl, p_x.null_pattern_log_prob(rows))
+        p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
+        with without_autocast(z):
+            log_likelihood, kl = p_x.log_prob(rows), q_z.kl(p_z, z)
+            return Bound(log_likelihood - kl, log_likelihood, kl, p_x.null_pattern_log_prob(rows))
 
     def evaluate_elbo(self, rows: Rows, noise: Tensor, q_z: Posterior | None = None) -> Bound:
         """Returns the bound for reporting: the same expectation with less noise. q_z: posterior(rows), from who has it already.
