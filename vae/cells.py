@@ -18,8 +18,8 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
 
 
 def without_missing(values: Tensor, valid: Tensor) -> Tensor:
-    """Returns values [B, n] with 0 where valid [B, n] or [B, 1] is false: the values themselves where it is seen to be true throughout."""
-    if may_look_at(valid) and bool(valid.all()):
+    """Returns values [B, n] with 0 where valid [B, n] or [B, 1] is false: the values themselves where whole rows are seen to be there."""
+    if valid.shape[1] == 1 and may_look_at(valid) and bool(valid.all()):
         return values
     return torch.where(valid, values, torch.zeros((), dtype=values.dtype, device=values.device))
 

@@ -32,10 +32,13 @@ class GaussianCells(CellDistribution):
         return -0.5 * standardised.square() - self.log_scale - LOG_SQRT_2PI
 
     def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
-        """The same with one pass over cells instead of five: the constants are summed by column."""
+        """The same in fewer passes over cells: the constants are summed by column, and one scale multiplies the sum of squares."""
         if self.log_scale.dim() > 1:
             return super().sum_log_prob(values, valid)
         observed = valid.to(self.location.dtype)
+        if len(self.log_scale) == 1 and valid.shape[-1] == 1:
+            squares = residual(values, self.location).square().sum(-1) * torch.exp(-2 * self.log_scale)
+            return -(0.5 * squares + values.shape[-1] * (self.log_scale + LOG_SQRT_2PI)) * observed.squeeze(-1)
         standardised = residual(values, self.location) * (torch.exp(-self.log_scale) * observed)
         constants = (self.log_scale + LOG_SQRT_2PI).expand(values.shape[-1])
         with without_autocast(observed):

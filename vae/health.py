@@ -68,7 +68,7 @@ def examine(model: VAE, rows: Rows, generator: torch.Generator) -> Health:
     """Returns a model's health on evaluation rows, decoder included; generator: on the CPU. Raises ValueError for fewer than 2 rows."""
     chunks = [rows.slice(begin, min(begin + ROWS_AT_ONCE, rows.num_rows)) for begin in range(0, rows.num_rows, ROWS_AT_ONCE)]
     parts = [model.posterior(chunk) for chunk in chunks]
-    q_z = type(parts[0])(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+    q_z = type(parts[0])(*map(torch.cat, zip(*(part.parameters for part in parts), strict=True)))
     conditions = [condition for condition in map(model.condition, chunks) if condition is not None]
     prior = model.latent_prior(torch.cat(conditions) if conditions else None)
     return health_of(q_z, prior, generator, decoder_use(model, rows, q_z, generator))

@@ -102,7 +102,7 @@ def densities(mixed: Posterior, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def in_float64(q_z: Posterior) -> Posterior:
     """Returns the same posterior in float64."""
-    return type(q_z)(q_z[0].double(), q_z[1].double())
+    return type(q_z)(*(parameter.double() for parameter in q_z.parameters))
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -64,7 +64,7 @@ class Interval(NamedTuple):
 def residual(values: Tensor, location: Tensor) -> Tensor:
     """Returns values - location, kept within FARTHEST."""
     difference = values - location
-    if may_look_at(difference) and bool((difference.detach().abs() < FARTHEST).all()):
+    if difference.numel() and may_look_at(difference) and float(torch.linalg.vector_norm(difference.detach(), torch.inf)) < FARTHEST:
         return difference  # a clamp's gradient takes several passes
     return difference.clamp(-FARTHEST, FARTHEST)
 

@@ -18,11 +18,11 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 5.0
 
 
-class DiagonalGaussian(NamedTuple):
-    """q(z|x) = N(mean, diag(scale^2)); mean and log_scale are [B, L]."""
+class DiagonalGaussian:
+    """q(z|x) = N(mean, diag(scale^2)); mean, log_scale and scale, its exponential, are [B, L]."""
 
-    mean: Tensor
-    log_scale: Tensor
+    def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
+        self.mean, self.log_scale, self.scale = mean, log_scale, log_scale.exp()
 
     @staticmethod
     def num_outputs(latent_dim: int) -> int:
@@ -36,14 +36,14 @@ class DiagonalGaussian(NamedTuple):
         return DiagonalGaussian(mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
 
     @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """What it is made of."""
+        return self.mean, self.log_scale
+
+    @property
     def outputs(self) -> Tensor:
         """The encoder outputs that name this posterior, [B, 2 L]."""
         return torch.cat([self.mean, self.log_scale], -1)
-
-    @property
-    def scale(self) -> Tensor:
-        """The standard deviation of each latent dimension, [B, L]."""
-        return self.log_scale.exp()
 
     def detach(self) -> DiagonalGaussian:
         """Returns the same distribution, through whose parameters no gradient flows."""
@@ -88,26 +88,25 @@ class DiagonalGaussian(NamedTuple):
     def kl(self, prior: LatentDistribution, z: Tensor | None = None) -> Tensor:
         """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by samples z of q, [B, L] or [S, B, L]."""
         if prior.is_standard:
-            kl: Tensor = StandardKL.apply(self.mean, self.log_scale)  # type: ignore[no-untyped-call]
+            kl: Tensor = StandardKL.apply(self.mean, self.log_scale, self.scale.detach())  # type: ignore[no-untyped-call]
             return kl
         by_dimension = self.kl_by_dimension(prior)
         return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z)
 
 
 class StandardKL(torch.autograd.Function):
-    """The sum of kl_by_dimension for the standard normal prior, [..] of mean and log_scale [.., L], in a third of its passes over them."""
+    """The sum of kl_by_dimension for the standard normal prior, [..] of mean, log_scale and its exponential [.., L], in half its passes."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_scale: Tensor) -> Tensor:
-        variance = torch.exp(2 * log_scale)
-        ctx.save_for_backward(mean, variance)
-        return torch.addcmul(variance, mean, mean).sub_(log_scale, alpha=2).sub_(1).sum(-1).mul_(0.5)
+    def forward(ctx: Any, mean: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(mean, scale)
+        return mean.square().addcmul_(scale, scale).sub_(1).sub_(log_scale, alpha=2).sum(-1).mul_(0.5)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, scale = ctx.saved_tensors
         gradient = gradient[..., None]
-        return mean * gradient, (variance - 1).mul_(gradient)
+        return mean * gradient, scale.square().sub_(1).mul_(gradient), None
 
 
 class FullGaussian(NamedTuple):
@@ -131,6 +130,11 @@ class FullGaussian(NamedTuple):
         factor = torch.diag_embed(diagonal)
         factor[..., row, column] = below * diagonal[..., row]  # relative to the row's own scale
         return FullGaussian(mean, factor)
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """What it is made of."""
+        return self.mean, self.factor
 
     @property
     def outputs(self) -> Tensor:

@@ -186,7 +186,8 @@ class ConditionalNormal(Prior):
     def forward(self, encode: Encode, condition: Tensor | None) -> LatentDistribution:
         assert condition is not None
         outputs = self.out(torch.relu(self.hidden(condition))).to(condition.dtype)
-        return Normal(*DiagonalGaussian.from_outputs(outputs, self.latent_dim))
+        told = DiagonalGaussian.from_outputs(outputs, self.latent_dim)
+        return Normal(told.mean, told.log_scale)
 
 
 PRIORS: dict[str, type[Prior]] = {"standard": Standard, "mixture": GaussianMixture, "vamp": VampPrior, "conditional": ConditionalNormal}

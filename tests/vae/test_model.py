@@ -156,7 +156,7 @@ def test_the_value_stored_in_a_missing_cell_changes_nothing_bit_for_bit(name: st
     assert 0 < missing.sum() < missing.numel()
     poisoned = replaced(rows, name, values=rows.values[name].masked_fill(missing, poison))
     assert not torch.equal(poisoned.values[name], rows.values[name])
-    assert_identical(model.posterior(poisoned), model.posterior(rows))
+    assert_identical(model.posterior(poisoned).parameters, model.posterior(rows).parameters)
     assert_identical(model.elbo(poisoned, eps), model.elbo(rows, eps))
     assert_identical(model.evaluate_elbo(poisoned, eps[None]), model.evaluate_elbo(rows, eps[None]))
     assert_identical(gradients(model, poisoned, eps), gradients(model, rows, eps))
@@ -239,7 +239,7 @@ def test_one_flag_for_a_row_equals_the_same_flag_for_each_cell(name: str) -> Non
     flag = rows.valid[name][:, :1]
     for_row = replaced(rows, name, valid=flag)
     for_cells = replaced(rows, name, valid=flag.expand_as(rows.values[name]))
-    assert_identical(model.posterior(for_row), model.posterior(for_cells))
+    assert_identical(model.posterior(for_row).parameters, model.posterior(for_cells).parameters)
     assert_identical(model.elbo(for_row, eps), model.elbo(for_cells, eps))
 
 
@@ -296,7 +296,7 @@ def test_a_model_in_float64_answers_in_float64() -> None:
     model, rows = build(FIELDS).double(), make_rows()
     bound = model.elbo(rows, noise(12, LATENT_DIM, dtype=torch.float64))
     assert {part.dtype for part in bound} == {torch.float64}
-    assert {part.dtype for part in model.posterior(rows)} == {torch.float64}
+    assert {part.dtype for part in model.posterior(rows).parameters} == {torch.float64}
     for part, single in zip(bound, build(FIELDS).elbo(rows, noise(12, LATENT_DIM, dtype=torch.float64).float()), strict=True):
         torch.testing.assert_close(part, single.double(), rtol=1e-4, atol=1e-3)
 
