@@ -166,7 +166,7 @@ class VAE(nn.Module):
         sizes = [*self.output_sizes, outputs.shape[-1] - sum(self.output_sizes)]
         *parts, flags = outputs.split(sizes, -1)
         fields = {name: likelihood(part) for (name, likelihood), part in zip(likelihoods.items(), parts, strict=True)}
-        return RowDistribution(fields, BernoulliCells(flags + self.flag_logits), self.flags)
+        return RowDistribution(fields, BernoulliCells(flags + self.flag_logits if self.flags else flags), self.flags)
 
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
         """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
