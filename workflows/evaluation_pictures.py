@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 NUM_BINS = 60
@@ -119,6 +120,7 @@ def quantiles_panel(axes: Axes, real: Mapping[str, Any], generated: Mapping[str,
         if side.get("quantiles"):
             axes.plot(side["quantiles"], levels, color=colour, label=label, linewidth=width)
     axes.set_ylim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(3))  # long numbers run into each other
 
 
 def shortened(text: str, length: int = 24) -> str:
