@@ -30,7 +30,7 @@ def estimates_table(report: Report, header: str = "nats per row") -> Table:
 
 
 def in_words(name: str) -> str:
-    return name.removesuffix("_nats_per_row").replace("_", " ")
+    return name.removesuffix("_nats_per_row").replace("_", " ").replace("elbo", "ELBO")
 
 
 def baselines_block(report: Report) -> Block:
