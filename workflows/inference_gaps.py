@@ -83,8 +83,8 @@ def audit_section(evaluation: Evaluation) -> Section:
             f"{place[0]}, row {place[1]}" for place, bad in zip(places, suspect, strict=True) if bad
         ],
         "notes": [
-            "The total gap is a lower bound, as log p(x) is bounded from below; the approximation gap is no bound, as the search for the best "
-            "posterior of a row may miss it. The sandwich is of rows simulated from the model: how loosely log p(x) is known of such rows."
+            "The total gap is a lower bound, as log p(x) is bounded from below; the approximation gap is no bound, as the search for a row's "
+            "best posterior may miss it. The sandwich is of rows simulated from the model: how loosely log p(x) is known of such rows."
         ],
     }
     metrics = {name: estimate.mean for name, estimate in (means | estimates).items()}
