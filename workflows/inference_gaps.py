@@ -83,7 +83,7 @@ def audit_section(evaluation: Evaluation) -> Section:
             f"{place[0]}, row {place[1]}" for place, bad in zip(places, suspect, strict=True) if bad
         ],
         "notes": [
-            "The total gap is a lower bound, as log p(x) is bounded from below; the approximation gap is no bound, as the search for a row's "
+            "The total gap is a lower bound, as log p(x) is bounded from below. The approximation gap is no bound: the search for a row's "
             "best posterior may miss it. The sandwich is of rows simulated from the model: how loosely log p(x) is known of such rows."
         ],
     }
