@@ -124,7 +124,7 @@ def lineage(evaluation: Evaluation, line: Mapping[str, Any]) -> Block:
         ["model", f"{pinned.name or 'a folder'} version {pinned.version}"],
         ["bundle (sha256)", pinned.sha256],
         ["training run (MLflow)", pinned.run_id or "not known"],
-        ["training table", f"{record.get('path', 'not known')}, fingerprint {record['fingerprint']}"],
+        ["training table", f"fingerprint {record['fingerprint']}"],
         ["this table", f"{spelled_path(evaluation)}, fingerprint {evaluation.scoring.job.table.fingerprint}"],
         ["split", f"{line['split']}, {line['num_rows']:,} rows"],
         ["scores by row", evaluation.scoring.job.output.path],
