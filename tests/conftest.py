@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.running import ROOT, SHARED_RAY, Trained, run_job
+
+# Small tensors are no faster on several threads, and far slower where another process has one of the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
