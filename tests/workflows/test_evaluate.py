@@ -322,6 +322,7 @@ def test_without_a_key_places_decide_the_side_and_name_the_rows(
     assert any("which of these rows the version was trained on cannot be known" in reason for reason in other["reasons"])
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_put_aside_and_named_and_what_was_scored_is_scored_again_on_request(
     jobs: Jobs, table: Path, first: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -365,6 +365,7 @@ def test_columns_of_every_kind_condition(ray_address: str, tmp_path: Path) -> No
         MAIN(parse(GenerateConfig, [str(option) for option in options]))
 
 
+@pytest.mark.slow
 def test_a_conditional_model_is_evaluated_given_the_rows_own_conditions(conditional: Trained, ray_address: str) -> None:
     few = (
         "--audit.num_rows",

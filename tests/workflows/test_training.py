@@ -144,6 +144,7 @@ def test_a_bound_that_is_no_number_ends_the_run_at_once(prime_table: Path, ray_a
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r")
     first = train(tmp_path, ray_address, *options).json
