@@ -23,7 +23,7 @@ from deploy.kuberay.create import MAX_NAME, SCHEDULED, rayjob_name, with_partiti
 from tests.running import ROOT
 from workflows.batch_config import EncodeConfig
 from workflows.job import parse
-from workflows.registry import lineage
+from workflows.lineage import lineage
 
 Object = dict[str, Any]
 

@@ -18,7 +18,8 @@ from workflows.checks import ConfigError
 from workflows.cluster import is_submitted, possible_resources, require_resources
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
-from workflows.registry import PinnedModel, Registry, lineage, relative_store
+from workflows.lineage import lineage
+from workflows.registry import PinnedModel, Registry, relative_store
 
 CLAIMS = "_attempts"
 PROGRESS_S = 5.0

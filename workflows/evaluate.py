@@ -32,8 +32,9 @@ from workflows.evaluation_report import REPORT_JSON, REPORT_PAGE, headlines, met
 from workflows.file_job import Done, refuse_bad_files, say
 from workflows.inference_gaps import audit_section
 from workflows.job import run
+from workflows.lineage import flatten
 from workflows.promotion import find_rival, judge, promote
-from workflows.registry import Registry, flatten
+from workflows.registry import Registry
 from workflows.sections import Evaluation, MakeSection, Section, one_thread
 from workflows.totals import total
 

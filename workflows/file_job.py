@@ -37,7 +37,8 @@ from workflows.cluster import connected
 from workflows.errors import Incomplete, logger
 from workflows.file_actor import FileTask
 from workflows.lease import Fence
-from workflows.registry import PinnedModel, Registry, flatten
+from workflows.lineage import flatten
+from workflows.registry import PinnedModel, Registry
 
 MAX_NAMED = 10
 

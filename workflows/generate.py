@@ -35,7 +35,8 @@ from workflows.errors import logger
 from workflows.generation import GenerateTask, Generator
 from workflows.job import run
 from workflows.lease import Fence
-from workflows.registry import PinnedModel, Registry, flatten, without_password
+from workflows.lineage import flatten
+from workflows.registry import PinnedModel, Registry, without_password
 from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
 

@@ -30,9 +30,10 @@ from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
 from workflows.drift import training_reference
 from workflows.errors import ComputationError, ServiceError, logger
+from workflows.lineage import flatten, lineage
 from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
-from workflows.registry import Registry, flatten, lineage, relative_store, without_password
+from workflows.registry import Registry, relative_store, without_password
 from workflows.runs import TABLE, Run
 from workflows.training import Prepared, table_record
 

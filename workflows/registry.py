@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import re
-import shutil
-import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,11 +34,11 @@ from data.encoding import TableEncoding
 from vae.bundle import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
 from workflows.errors import ServiceError, TryAgain, logger
+from workflows.lineage import pinned_requirements
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
-PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
 MAX_PARAM_CHARS = 6000
 CHAMPION_CHANGE = "champion_change"
 MAX_VERSIONS = 100_000  # MLflow allows 200,000
@@ -358,29 +355,3 @@ def signature(encoding: TableEncoding, latent_dim: int) -> ModelSignature:
     inputs = [ColSpec(AnyType(), name, required=False) for name in encoding.inputs]
     outputs = [ColSpec(DataType.float, f"z_mean_{i}") for i in range(latent_dim)]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("task", DataType.string, "encode")]))
-
-
-def pinned_requirements() -> list[str]:
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in PINNED]
-
-
-def lineage() -> dict[str, str]:
-    """Returns where the code came from: versions of what computes, the lock's hash, and the commit where there is one."""
-    tags = {f"{name}_version": importlib.metadata.version(name) for name in ("ray", "torch", "pyarrow", "mlflow")}
-    lock = ROOT / "requirements.lock"
-    if lock.is_file():
-        tags["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
-    if shutil.which("git") is None:  # as in the image of deploy/Dockerfile
-        return tags
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if commit.returncode == 0:
-        tags["git_sha"] = commit.stdout.strip()
-    return tags
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested sections as section.key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
