@@ -20,8 +20,7 @@ of 1 + EPOCHS epochs: the same quantity, with the noise of two starts in it.
 "k_rows_per_worker_cpu_s" counts the training workers alone, without Ray's other processes, which take the same on any number of rows.
 
 Peak memory is the largest sum of the tree's proportional set sizes, every two seconds. Time to the first step is from the start of the
-process to the line that says so; the product says nothing before its first epoch ends, so there it is that line's time less a later
-epoch's, which is somewhat too much. Ratios are taken inside a round, in which the variants take turns, each round from another one on;
+process to the line that says so. Ratios are taken inside a round, in which the variants take turns, each round from another one on;
 figures are medians over rounds.
 """
 
@@ -161,13 +160,13 @@ def measure(variant: str, workload: str, table: Path, num_rows: int, chosen: arg
         spent = run.cpu_s - watch(command(variant, workload, table, 1), table.parent, chosen.timeout_s).cpu_s
     if spent < MIN_CPU_SECONDS:
         print(f"{workload} {variant}: {spent:.2f} CPU-s are too few for a rate; ask for more --epochs", file=sys.stderr)
-    epoch_s = (last_s - first_s) / chosen.epochs
+    assert epochs.first_step_s is not None, f"{variant}: no first step was announced"
     return {
         "k_rows_per_cpu_s": chosen.epochs * num_rows / 1e3 / spent,
         "k_rows_per_worker_cpu_s": chosen.epochs * num_rows / 1e3 / (last_training_s - first_training_s),
-        "k_rows_per_s": num_rows / 1e3 / epoch_s,
+        "k_rows_per_s": chosen.epochs * num_rows / 1e3 / (last_s - first_s),
         "outside_cpu_s": run.cpu_s - (last_cpu_s - first_cpu_s) * (1 + chosen.epochs) / chosen.epochs,
-        "first_step_s": epochs.first_step_s if epochs.first_step_s is not None else first_s - epoch_s,
+        "first_step_s": epochs.first_step_s,
         "peak_gb": run.peak_bytes / 1e9,
         "train_elbo": elbo,
     }

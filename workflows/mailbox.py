@@ -87,15 +87,17 @@ class Line:
         self.mailbox, self.rank = mailbox, rank
         self.answers: list[ray.ObjectRef] = []
         self.stop, self.kept, self.step = False, 0, 0
+        self.sent_at = time.monotonic()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT_S)
-            ray.get(self.mailbox.push.remote(self.rank, self.step, []))
+            if time.monotonic() - self.sent_at > HEARTBEAT_S / 2:
+                ray.get(self.mailbox.push.remote(self.rank, self.step, []))
 
     def send(self, step: int, messages: list[Message]) -> None:
-        self.step = step
+        self.step, self.sent_at = step, time.monotonic()
         self.answers.append(self.mailbox.push.remote(self.rank, step, messages))
         arrived, self.answers = ray.wait(self.answers, num_returns=len(self.answers), timeout=0)
         for stop, kept in ray.get(arrived):

@@ -29,10 +29,12 @@ class Narrator:
         self.best: tuple[int, float] | None = None
         self.told: set[str] = set()
         self.num_workers = 0
+        self.is_training = False
 
     def hear(self, message: Message) -> None:
         kind = message["kind"]
         if kind == "status":
+            self.show_first_step(message)
             self.show_status(message)
         elif kind == "started":
             before, self.num_workers = self.num_workers, message["workers"]
@@ -44,6 +46,13 @@ class Narrator:
             self.log.append(kind, int(message["step"]), metrics)
             if kind == "epoch":
                 self.show_epoch(message["metrics"])
+
+    def show_first_step(self, status: Mapping[str, Any]) -> None:
+        """Says when training begins; what the steps before it took is preparation."""
+        if not self.is_training:
+            self.is_training = True
+            left = status["num_steps"] - status["step"]
+            logger.info("first step taken by %d workers; %d steps to go, unless training stops early", self.num_workers, left)
 
     def show_status(self, status: Mapping[str, Any]) -> None:
         now = time.monotonic()

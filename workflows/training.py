@@ -14,7 +14,7 @@ import ray
 import ray.train
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -42,6 +42,7 @@ from workflows.feed import EVALUATION_ROWS
 from workflows.job import known_cause
 from workflows.mailbox import Ear, Mailbox, Message
 from workflows.runs import Run
+from workflows.trainer import DriverTrainer
 from workflows.training_loop import WorkerTask, train_worker
 
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
@@ -49,7 +50,7 @@ ONE_SIDE = {VALIDATION: (1.0, 0.0)}
 WINDOW_BYTES = 2**25
 # How long a job that is asked to stop waits for its workers to save; `ray job stop` kills after 3 seconds anyway.
 STOP_S = 60
-# How long the end of Ray Train's own controller is waited for: one that is killed leaves an actor on the cluster (Ray 2.60).
+# How long the end of Ray Train's controller is waited for, so that it ends the workers and not their disappearance it.
 END_S = 10
 # Workers whose last words came so much before the others' are named.
 SILENCE_S = 5.0
@@ -197,7 +198,7 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
         checkpoints,
         mailbox,
     )
-    trainer = TorchTrainer(
+    trainer = DriverTrainer(
         train_worker,
         train_loop_config={"task": task},
         scaling_config=workers.scaling(),
@@ -261,7 +262,7 @@ def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: 
     return True
 
 
-def run_trainer(trainer: TorchTrainer, mailbox: ActorHandle, hear: Hear) -> None:
+def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> None:
     """Waits for the training, handing on what the workers say as it comes. Raises as fit does.
 
     Training is waited for in a thread of its own: on the main thread Ray Train 2.60 takes Ctrl-C for itself and exits.

@@ -69,6 +69,15 @@ def test_skipped_steps_and_lost_workers_are_said(narrator: Narrator, caplog: pyt
     assert "workers came; 2 go on after step 9 (epoch 2)" in caplog.text
 
 
+def test_the_first_step_is_said_once(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    narrator.hear({"kind": "started", "step": 0, "epoch": 0, "workers": 3})
+    assert "first step" not in caplog.text
+    for step in (1, 5):
+        status = {"kind": "status", "epoch": 0, "step": step, "num_steps": 40, "elbo": -1.0, "kl": 0.1, "rows_per_s": 1.0, "eta_s": 1.0}
+        narrator.hear(status)
+    assert caplog.text.count("first step taken by 3 workers; 39 steps to go") == 1
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (65, "1 min 05 s"), (3900, "1 h 05 min")])
 def test_durations_are_said_as_people_do(seconds: float, said: str) -> None:
     assert duration(seconds) == said
