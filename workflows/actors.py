@@ -17,6 +17,7 @@ from data.listing import DataError
 from data.output import LostError, OutputError
 from vae.bundle import BundleError
 from workflows.errors import ComputationError
+from workflows.memory import keep_freed_memory
 
 # Units that an actor has been given and not finished: the next one is there when it ends one.
 UNITS_AHEAD = 2
@@ -49,6 +50,7 @@ class Worker:
     """An actor that makes its work from what is shared, once, and reports what the work raises, so that the driver raises the same."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.work: Work | None = None
 
     def do(self, kind: Callable[[Shared], Work], shared: Shared, unit: Mapping[str, Any] | None) -> dict[str, Any]:

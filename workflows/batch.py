@@ -13,13 +13,13 @@ import ray
 from data.output import OutputError, OutputFolder
 from data.table import Table
 from workflows.actors import ModelFiles, Pool
-from workflows.batch_config import BatchClusterConfig
+from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig
 from workflows.checks import ConfigError
 from workflows.cluster import is_submitted, possible_resources, require_resources
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
 from workflows.lineage import lineage
-from workflows.registry import PinnedModel, Registry, relative_store
+from workflows.pinned import PinnedModel, relative_store
 
 CLAIMS = "_attempts"
 PROGRESS_S = 5.0
@@ -121,8 +121,7 @@ def rate(result: Mapping[str, Any], started: float) -> dict[str, float]:
 
 
 def record_job(
-    registry: Registry,
-    experiment: str,
+    registry: BatchRegistryConfig,
     pinned: PinnedModel,
     options: Mapping[str, Any],
     result: Mapping[str, Any],
@@ -136,11 +135,13 @@ def record_job(
     """
     if pinned.name is None:
         return
+    from workflows.registry import Registry  # a second of imports, which a folder's model does without
+
     tags = {key: str(result[key]) for key in ("job", "model_name", "model_version", "output_path")} | lineage()
     metrics = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
     try:
-        registry.log_job(
-            experiment, f"{result['job']} {pinned.name} {pinned.version}", options, tags, metrics, manifest, pinned.run_id, texts or {}
-        )
+        name = f"{result['job']} {pinned.name} {pinned.version}"
+        store = Registry(registry.tracking_uri)
+        store.log_job(registry.experiment, name, options, tags, metrics, manifest, pinned.run_id, texts or {})
     except ServiceError as unreachable:
         logger.warning("the job is done, but its MLflow run is not recorded: %s", unreachable)

@@ -27,7 +27,7 @@ from workflows.batch_config import EncodeConfig
 from workflows.embedding import Embedded, Encoder, output_schema, reads_of
 from workflows.file_job import FileJob, open_input, perform
 from workflows.job import run
-from workflows.registry import PinnedModel
+from workflows.pinned import PinnedModel
 
 
 def main(config: EncodeConfig) -> dict[str, Any]:

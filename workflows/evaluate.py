@@ -33,6 +33,7 @@ from workflows.file_job import Done, refuse_bad_files, say
 from workflows.inference_gaps import audit_section
 from workflows.job import run
 from workflows.lineage import flatten
+from workflows.pinned import pin
 from workflows.promotion import find_rival, judge, promote
 from workflows.registry import Registry
 from workflows.sections import Evaluation, MakeSection, Section, one_thread
@@ -56,7 +57,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     registry = Registry(config.registry.tracking_uri)
-    scoring = candidate_scoring(config, registry.pin(config.model))
+    scoring = candidate_scoring(config, pin(config.model, config.registry.tracking_uri))
     rival = find_rival(registry, config, scoring) if config.promote else None
     known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
     if known is not None and not scoring.job.look().units:
@@ -129,7 +130,14 @@ def record(
     """Logs every number to an MLflow run of the job and to the model version's tags, as far as MLflow answers."""
     pinned = scoring.pinned
     numbers = line | metrics_of(sections)
-    record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), numbers, json.loads(texts[REPORT_JSON]), texts)
+    record_job(
+        config.registry,
+        pinned,
+        flatten(asdict(config)),
+        numbers,
+        json.loads(texts[REPORT_JSON]),
+        texts,
+    )
     if pinned.name is None:
         return
     try:

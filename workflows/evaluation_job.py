@@ -20,7 +20,7 @@ from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation import Evaluated, Evaluator, output_schema
 from workflows.file_job import FileJob, open_input
-from workflows.registry import PinnedModel
+from workflows.pinned import PinnedModel
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class FileActor(ABC):
         self.marginals = bundle.table.get("marginals", {})
         self.schema = self.output_schema().with_metadata(files.metadata)
         self.chunk_rows = chunk_rows(self.encoding)
+        # For all units: what closing it gives back would be asked for again.
+        self.reader = RowReader(task.what.filesystem, task.what.reads, task.max_batch_bytes)
 
     @abstractmethod
     def output_schema(self) -> pa.Schema:
@@ -109,11 +111,7 @@ class FileActor(ABC):
         task, unseen, contents = self.task, Counter[str](), list[str]()
         whole = task.output.staged(unit.output, self.schema, task.fence.is_held)
         with task.output.staged_part(unit.part, self.schema) if unit.part else whole as writer:
-            with (
-                RowReader(task.what.filesystem, task.what.reads, task.max_batch_bytes) as reader,
-                closing(ahead(self.chunks(unit, reader, unseen, contents))) as chunks,
-                behind(writer.write_table) as write,
-            ):
+            with closing(ahead(self.chunks(unit, unseen, contents))) as chunks, behind(writer.write_table) as write:
                 for chunk in chunks:
                     write(pa.table(self.columns(chunk._replace(rows=chunk.rows.to(self.device))), schema=self.schema))
             if isinstance(writer, PartWriter):
@@ -122,16 +120,16 @@ class FileActor(ABC):
             writer.annotate(footer_line(record))
         return record | task.output.stat(unit.output)
 
-    def chunks(self, unit: Unit, reader: RowReader, unseen: Counter[str], contents: list[str]) -> Generator[Chunk]:
+    def chunks(self, unit: Unit, unseen: Counter[str], contents: list[str]) -> Generator[Chunk]:
         """Yields the unit's rows, cut at the same places however they are read. contents: takes the row groups' hashes."""
         file, first_row = unit.file, unit.first_row
         for index in range(unit.first_group, unit.end_group):
             partition = file.relative_path if file.partition else ""
             group = RowGroup(file.path, file.identity, index, first_row, file.row_groups[index], partition)
-            contents.append(reader.content(group))
+            contents.append(self.reader.content(group))
             waiting: list[Chunk] = []
             missing = self.chunk_rows
-            for part, table in reader.slices(group):
+            for part, table in self.reader.slices(group):
                 rows = Rows.from_arrays(self.encoding.encode(table, part.path, unseen))
                 kept = self.kept(table, part, file.relative_path)
                 begin = 0

@@ -38,7 +38,7 @@ from workflows.errors import Incomplete, logger
 from workflows.file_actor import FileTask
 from workflows.lease import Fence
 from workflows.lineage import flatten
-from workflows.registry import PinnedModel, Registry
+from workflows.pinned import PinnedModel, pin
 
 MAX_NAMED = 10
 
@@ -194,15 +194,14 @@ def perform(config: Config, job_of: Callable[[Config, PinnedModel], FileJob]) ->
     """
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    registry = Registry(config.registry.tracking_uri)
-    pinned = registry.pin(config.model)
+    pinned = pin(config.model, config.registry.tracking_uri)
     job = job_of(config, pinned)
     done = job.run(config.cluster)
     say(done, job.prune)
     result = {"job": job.name, "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
     result |= rate(result, started)
     if done.worked:
-        record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, done.contents)
+        record_job(config.registry, pinned, flatten(asdict(config)), result, done.contents)
     refuse_bad_files(result, done.contents["quarantined"])
     return result
 

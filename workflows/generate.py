@@ -36,15 +36,14 @@ from workflows.generation import GenerateTask, Generator
 from workflows.job import run
 from workflows.lease import Fence
 from workflows.lineage import flatten
-from workflows.registry import PinnedModel, Registry, without_password
+from workflows.pinned import PinnedModel, pin, without_password
 from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
 
 def main(config: GenerateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    registry = Registry(config.registry.tracking_uri)
-    pinned = registry.pin(config.model)
+    pinned = pin(config.model, config.registry.tracking_uri)
     record = open_bundle(pinned.files, where=config.model).table
     encoding = TableEncoding.from_json(record)
     check_condition(config, encoding)
@@ -57,7 +56,7 @@ def main(config: GenerateConfig) -> dict[str, Any]:
             if output.last_manifest() is None:  # another job may have ended just now
                 made = generated(config, pinned, encoding, record, table, claim, output, fence)
                 result = json_line(config, pinned, output, started)
-                record_job(registry, config.registry.experiment, pinned, flatten(asdict(config)), result, {"units": made})
+                record_job(config.registry, pinned, flatten(asdict(config)), result, {"units": made})
                 return result
     logger.info("%s holds these rows already; nothing to do", output.path)
     return json_line(config, pinned, output, started)

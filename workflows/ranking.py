@@ -11,8 +11,9 @@ from workflows.checkpoint import Checkpoints, progress_of
 from workflows.cluster import Workers
 from workflows.errors import ComputationError, ServiceError, logger
 from workflows.narration import Narrator
+from workflows.pinned import without_password
 from workflows.record import LOG_CLOSE_S, metrics_log, record_end
-from workflows.registry import Registry, without_password
+from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.training import Prepared, fit
 from workflows.trials import NO_ELBO, STATUS, Trial, measured

@@ -27,7 +27,7 @@ from workflows.batch_config import ReconstructConfig
 from workflows.file_job import FileJob, open_input, perform
 from workflows.imputation import Imputed, Imputer, output_schema
 from workflows.job import run
-from workflows.registry import PinnedModel
+from workflows.pinned import PinnedModel
 
 
 def main(config: ReconstructConfig) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from workflows.errors import ComputationError, ServiceError, logger
 from workflows.lineage import flatten, lineage
 from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
-from workflows.registry import Registry, relative_store, without_password
+from workflows.pinned import relative_store, without_password
+from workflows.registry import Registry
 from workflows.runs import TABLE, Run
 from workflows.training import Prepared, table_record
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from vae.bundle import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lineage import pinned_requirements
+from workflows.pinned import PinnedModel, default_tracking_uri, folder_model, without_password
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -46,29 +47,6 @@ MAX_VERSIONS = 100_000  # MLflow allows 200,000
 MAX_METRICS_PER_CALL = 250
 
 
-@dataclass(frozen=True)
-class PinnedModel:
-    """A model reference, resolved once: the bundle's files, and what to call it. name is None for a folder."""
-
-    files: dict[str, bytes]
-    name: str | None
-    version: str
-    run_id: str | None
-    sha256: str
-
-
-def relative_store(given: str | None) -> re.Match[str] | None:
-    """Returns the match of a SQLite file's relative path, where that is the store that a job uses."""
-    return re.fullmatch(r"sqlite:///(?!/)(.+)", given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
-
-
-def default_tracking_uri(given: str | None) -> str:
-    """Returns the tracking URI that a job uses, a local SQLite file's path made absolute."""
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    relative = relative_store(given)
-    return f"sqlite:///{Path(relative[1]).absolute()}" if relative else uri
-
-
 @contextmanager
 def service_errors(uri: str) -> Iterator[None]:
     """Turns MLflow's failures into ServiceError with the address."""
@@ -76,10 +54,6 @@ def service_errors(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise ServiceError(f"MLflow at {without_password(uri)}: {error}") from error
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 class Registry:
@@ -230,15 +204,9 @@ class Registry:
         return str(mlflow.register_model(info.model_uri, model_name, await_registration_for=60).version)
 
     def pin(self, reference: str) -> PinnedModel:
-        """Returns the model that a reference names: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/PATH, or a bundle's folder.
-
-        Raises BundleError where it names nothing or the files are not those that were registered, ServiceError where the
-        registry does not answer.
-        """
+        """Returns the model that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH names. Raises as workflows.pinned.pin."""
         if reference.startswith("runs:/"):
             return self._pin_run(reference)
-        if not reference.startswith("models:/"):
-            return folder_model(Path(reference))
         named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
         if named is None:
             raise BundleError(
@@ -338,13 +306,6 @@ def run_open(run_id: str) -> Iterator[None]:
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         yield
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
-
-
-def folder_model(folder: Path) -> PinnedModel:
-    logged = folder / "artifacts" / "bundle"
-    files = read_bundle(logged if (logged / MANIFEST).is_file() else folder)
-    sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
-    return PinnedModel(files, None, sha256[:12], None, sha256)
 
 
 def signature(encoding: TableEncoding, latent_dim: int) -> ModelSignature:

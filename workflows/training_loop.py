@@ -33,6 +33,7 @@ from workflows.config import RunConfig
 from workflows.errors import ComputationError
 from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
 from workflows.mailbox import Line, Message
+from workflows.memory import keep_freed_memory
 from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 from workflows.scoring import metrics, score_of, scores, shard_sums
@@ -96,6 +97,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Trains until the last epoch or early stopping, then scores the best weights. Checkpoints are left on the way."""
     worker = Worker.here(config["task"])
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     state = start_state(worker)

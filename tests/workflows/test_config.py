@@ -19,7 +19,7 @@ from workflows.errors import ComputationError, ServiceError, TryAgain
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
 from workflows.lineage import flatten
 from workflows.model_config import ObjectiveConfig, TrainingConfig
-from workflows.registry import default_tracking_uri, without_password
+from workflows.pinned import default_tracking_uri, without_password
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Model references, resolved once. A bundle's folder needs no registry, and costs neither MLflow's import nor its store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae.bundle import MANIFEST, read_bundle
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """A model reference, resolved once: the bundle's files, and what to call it. name is None for a folder."""
+
+    files: dict[str, bytes]
+    name: str | None
+    version: str
+    run_id: str | None
+    sha256: str
+
+
+def pin(reference: str, tracking_uri: str | None) -> PinnedModel:
+    """Returns the model that a reference names: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/PATH, or a bundle's folder.
+
+    Raises BundleError where it names nothing or the files are not those that were registered, ServiceError where the registry does not
+    answer.
+    """
+    if not is_registered(reference):
+        return folder_model(Path(reference))
+    from workflows.registry import Registry  # a second of imports
+
+    return Registry(tracking_uri).pin(reference)
+
+
+def is_registered(reference: str) -> bool:
+    """Whether a reference is the registry's to resolve."""
+    return reference.startswith(("models:/", "runs:/"))
+
+
+def folder_model(folder: Path) -> PinnedModel:
+    logged = folder / "artifacts" / "bundle"
+    files = read_bundle(logged if (logged / MANIFEST).is_file() else folder)
+    sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
+    return PinnedModel(files, None, sha256[:12], None, sha256)
+
+
+def relative_store(given: str | None) -> re.Match[str] | None:
+    """Returns the match of a SQLite file's relative path, where that is the store that a job uses."""
+    return re.fullmatch(r"sqlite:///(?!/)(.+)", given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+def default_tracking_uri(given: str | None) -> str:
+    """Returns the tracking URI that a job uses, a local SQLite file's path made absolute."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    relative = relative_store(given)
+    return f"sqlite:///{Path(relative[1]).absolute()}" if relative else uri
+
+
+def without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
