@@ -21,7 +21,7 @@ from data.listing import DataError
 
 LOG_JACOBIAN = "log_jacobian"
 # Elements that are standardised at once: float64 that a second-level cache holds.
-BLOCK_CELLS = 2**15
+BLOCK_CELLS = 2**17
 STORAGE: dict[str, np.dtype[Any]] = {"boolean": np.dtype(np.int8), "categorical": np.dtype(np.int32), "image": np.dtype(np.uint8)}
 
 Arrays = dict[str, NDArray[Any]]
@@ -187,7 +187,8 @@ def standardised_elements(
     mean, inverse = np.asarray(column.mean), 1 / column.scale
     block = max(1, BLOCK_CELLS // column.size)
     for begin in range(0, len(cells), block):
-        y = parts[begin : begin + block] - mean
+        y = parts[begin : begin + block].astype(np.float64)  # at once: subtracting from another type goes by small buffers
+        y -= mean
         y *= inverse
         cells[begin : begin + block] = y
     if cells.size and not (cells.max() <= LARGEST_CELL and cells.min() >= -LARGEST_CELL):

@@ -25,6 +25,8 @@ GREATEST_EXPANSION = {
 # Bytes of one decoded value; of BYTE_ARRAY its offset, since its text lies in the page. FIXED_LEN_BYTE_ARRAY says its own.
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 8}
 
+# Read and hashed at once: little enough for a cache, and for an object store a request that is worth its round trip.
+HASHED_BYTES = 2**22
 HEADER_WINDOW_BYTES = 512
 # Statistics lengthen a header; Arrow itself gives up at 16 MiB (kDefaultMaxPageHeaderSize in parquet/column_reader.h).
 MAX_HEADER_BYTES = 1024 * 1024
@@ -267,5 +269,7 @@ def content_of_group(source: pa.NativeFile, metadata: pq.FileMetaData, index: in
         if wanted.intersection(top_level_names(path)):
             start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None)
             digest.update(f"\n{path} {chunk.physical_type} {chunk.compression} {chunk.total_compressed_size}\n".encode())
-            digest.update(source.read_at(chunk.total_compressed_size, start))
+            end = start + chunk.total_compressed_size
+            for begin in range(start, end, HASHED_BYTES):
+                digest.update(source.read_at(min(HASHED_BYTES, end - begin), begin))
     return digest.hexdigest()
