@@ -179,10 +179,13 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         least, most = integer_range(values)
         column = replace(column, lower=0 if kind == "count" else least, upper=most)
     else:
-        step = resolution(summary.decimal_places, sketch, column.scale, tails[1] if tails else None, relative_rounding(values))
-        # Where no value is negative, generated ones are not either, as of counts.
-        lower = 0 if step is not None and moments.minimum[0] >= 0 else None
-        column = replace(column, resolution=step, lower=lower, reason=reason if step is None else f"{reason}; steps of {step:g}")
+        found = resolution(summary.off_grid, sketch, column.scale, tails[1] if tails else None, relative_rounding(values))
+        if found is not None:
+            step, off = found
+            reason += f"; steps of {step:g}" + (f", but for {max(off, 1e-4):.2%} of the values" if off else "")
+            # Where no value is negative, generated ones are not either, as of counts.
+            lower = 0 if moments.minimum[0] >= 0 else None
+            column = replace(column, resolution=step, off_grid=off, lower=lower, reason=reason)
     if column.resolution is not None:
         column = replace(column, spike=spike_of(sketch, column.resolution))
     if tails is None:

@@ -151,7 +151,7 @@ class TableEncoding:
 
 
 # What few columns have: written where it is so, so that the others read as they always did.
-OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False, "spike": None}
+OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False, "spike": None, "off_grid": 0.0}
 
 
 def column_json(column: Column) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Grids of decimals: the step 10^-k of which all of a column's numbers are multiples. Float64. Shapes: n values."""
+"""Grids of decimals: the step 10^-k of which a column's numbers are multiples, all or nearly all. Float64. Shapes: n values."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,12 @@ from data.sketches import QuantileSketch
 
 # Steps are looked for down to a millionth.
 MAX_PLACES = 6
-# More places than are looked for.
-OFF_GRID = MAX_PLACES + 1
-INVERSES = 10.0 ** np.arange(OFF_GRID)
+INVERSES = 10.0 ** np.arange(MAX_PLACES + 1)
+# What may lie off a column's grid of the values other than its most frequent one.
+MAX_OFF_SHARE = 0.05
 # A value with at least this share of the rows is a spike among numbers.
 MIN_SPIKE_SHARE = 0.05
-# So few values refute nearly every column that is on no grid.
+# So few values tell nearly every column that is on no grid.
 SAMPLE_VALUES = 64
 # Values that are tested at once: float64 that a second-level cache holds twice.
 BLOCK_VALUES = 1 << 15
@@ -38,62 +40,65 @@ def relative_rounding(kind: pa.DataType) -> float:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what leaves float64 when multiplied is on no finer grid
-def decimal_places(values: NDArray[np.float64], rounding: float) -> int:
-    """Returns the fewest decimal places, 0 to 6, that hold all values [n], or OFF_GRID; rounding: the relative one of their type.
+def off_grid_counts(values: NDArray[np.float64], rounding: float) -> tuple[int, ...]:
+    """Returns how many of the values [n] are no multiple of 10^-p, for p = 0..6; rounding: the relative one of their type.
 
-    A value's places do not depend on the others, so those of all values are the largest of any grouping's (but for noise).
+    Counts of any grouping add up to those of all (but for noise, and for groups that are evidently on no grid: they count whole).
     """
-    places = places_of_few(values[:: -(-len(values) // SAMPLE_VALUES)], rounding)
-    if places == OFF_GRID:
-        return OFF_GRID
     scratch = np.empty((2, min(BLOCK_VALUES, len(values))))
+    few = values[:: -(-len(values) // SAMPLE_VALUES)]
+    if len(values) > SAMPLE_VALUES and 2 * num_off(few, INVERSES[-1], rounding, scratch[:, : len(few)]) > len(few):
+        return (len(values),) * len(INVERSES)
+    counts = [0] * len(INVERSES)
     for begin in range(0, len(values), BLOCK_VALUES):
         block = values[begin : begin + BLOCK_VALUES]
-        while not multiples(block, INVERSES[places], rounding, scratch[:, : len(block)]):
-            places += 1
-            if places == OFF_GRID:
-                return OFF_GRID
-    return places
+        for places, inverse in enumerate(INVERSES):
+            off = num_off(block, inverse, rounding, scratch[:, : len(block)])
+            counts[places] += off
+            if off == 0:
+                break
+    return tuple(counts)
 
 
-def places_of_few(values: NDArray[np.float64], rounding: float) -> int:
-    """Returns the same as decimal_places of so few values that all steps are tried at once."""
-    rest = values * INVERSES[:, None]
-    nearest = np.rint(rest)
-    held = (np.abs(rest - nearest) <= NOISE + rounding * np.abs(nearest)).all(1)
-    return int(held.argmax()) if held.any() else OFF_GRID
-
-
-def multiples(values: NDArray[np.float64], inverse: float, rounding: float, scratch: NDArray[np.float64]) -> bool:
-    """Returns whether all values [n] are multiples of 1 / inverse up to relative rounding; scratch [2, n] is overwritten."""
+def num_off(values: NDArray[np.float64], inverse: float, rounding: float, scratch: NDArray[np.float64]) -> int:
+    """Returns how many values [n] are no multiples of 1 / inverse up to relative rounding; scratch [2, n] is overwritten."""
     rest, nearest = scratch
     np.multiply(values, inverse, out=rest)
     np.rint(rest, out=nearest)
     rest -= nearest
     np.abs(rest, out=rest)
     if rounding < NOISE and rest.max() <= NOISE:  # of float64 nearly always, and with half the sums
-        return True
+        return 0
     np.abs(nearest, out=nearest)
     nearest *= rounding
     rest -= nearest
-    return bool(rest.max() <= NOISE)
+    return len(values) - int(np.count_nonzero(rest <= NOISE))
 
 
-def resolution(places: int, sketch: QuantileSketch, deviation: float, width: float | None, rounding: float) -> float | None:
-    """Returns the step 10^-places of a column's values, None where it means nothing.
+def resolution(
+    off: Sequence[int], sketch: QuantileSketch, deviation: float, width: float | None, rounding: float
+) -> tuple[float, float] | None:
+    """Returns the step 10^-p of a column's values and the share of them that lies off that grid; None where there is no step.
 
-    deviation: their standard deviation; width: theirs without the tails, where these are heavy. It means something where
-    - values differ by more than what counts as noise, and none lies between 0 and the step: small numbers are on no grid;
+    off: how many are no multiple of 10^-p, for p = 0..6. The step is the largest that holds all of them or, where none does, the largest
+    that holds all but MAX_OFF_SHARE of those other than the most frequent: the spikes of a column that was filled up by averages are
+    lost in a density. deviation: the values' standard deviation; width: theirs without the tails, where these are heavy. It means
+    something where
+    - values differ by more than what counts as noise, and no more lie between 0 and the step: small numbers are on no grid;
     - the type tells multiples of a typical magnitude apart: all large floats are multiples of 1;
     - values lie not so many steps apart that a mass is a density.
     """
-    if places == OFF_GRID:
+    most_off = int(MAX_OFF_SHARE * (sketch.count - int(sketch.counts.max())))
+    places = next((p for limit in (0, most_off) for p, count in enumerate(off) if count <= limit), None)
+    if places is None:
         return None
-    step, magnitudes = 1 / 10.0**places, np.abs(sketch.middles())
+    step, magnitudes, num_off_grid = 1 / 10.0**places, np.abs(sketch.middles()), off[places]
     between = (magnitudes > SUM_ROUNDING * rounding * magnitudes.max()) & (magnitudes < 0.5 * step)
     told_apart = median_of_others(magnitudes, sketch.counts) * rounding <= MAX_ROUNDING * step
     near = MIN_STEPS * step <= deviation and (deviation if width is None else width) <= MAX_STEPS * step
-    return step if told_apart and near and not between.any() else None
+    if not (told_apart and near) or sketch.counts[between].sum() > (most_off if num_off_grid else 0):
+        return None
+    return step, num_off_grid / sketch.count
 
 
 @np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit

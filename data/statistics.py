@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.grids import decimal_places, relative_rounding
+from data.grids import MAX_PLACES, off_grid_counts, relative_rounding
 from data.hashing import hash_values
 from data.moments import Moments
 from data.sketches import DistinctSketch, QuantileSketch
@@ -38,8 +38,8 @@ class ColumnSummary:
 
     num_missing_elements: of lists, null or not finite. decimals: the least and the greatest, which float64 may not tell apart.
     sketch: of finite numbers. counts: None for types that are not counted. all_distinct: no value came twice within a leaf.
-    first_nonfinite: the file that holds the first NaN or infinity. decimal_places: the fewest that hold all floats or decimals
-    (grids.OFF_GRID for too many), 0 for other types.
+    first_nonfinite: the file that holds the first NaN or infinity. off_grid: how many floats or decimals have more than 0, 1, ..
+    MAX_PLACES decimal places; none of other types.
     """
 
     num_values: int = 0
@@ -54,7 +54,7 @@ class ColumnSummary:
     distinct: DistinctSketch | None = None
     all_distinct: bool = True
     first_nonfinite: str | None = None
-    decimal_places: int = 0
+    off_grid: tuple[int, ...] = (0,) * (MAX_PLACES + 1)
 
     @property
     def num_distinct(self) -> float:
@@ -83,7 +83,7 @@ class ColumnSummary:
             merged(self.distinct, other.distinct),
             self.all_distinct and other.all_distinct,
             self.first_nonfinite or other.first_nonfinite,
-            max(self.decimal_places, other.decimal_places),
+            tuple(a + b for a, b in zip(self.off_grid, other.off_grid, strict=True)),
         )
 
     def finished(self) -> ColumnSummary:
@@ -170,7 +170,7 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
         summary.moments = Moments.of(finite[:, None])
         summary.sketch = QuantileSketch.of(finite)
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-            summary.decimal_places = decimal_places(finite, relative_rounding(column.type))
+            summary.off_grid = off_grid_counts(finite, relative_rounding(column.type))
     if pa.types.is_decimal(column.type):
         ends = pc.min_max(column.cast(pa.decimal256(MAX_DECIMAL_DIGITS, column.type.scale))).as_py()
         summary.decimals = ends["min"], ends["max"]

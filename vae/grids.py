@@ -20,6 +20,8 @@ from vae.normal_mass import Interval
 LOG_WITHIN = -4.0
 # e^-16 is the distance of the float32 numbers near 1: narrower than that, a component could not be placed.
 NARROWEST_LOG_SCALE = -16.0
+# A number is off the grid where it is that far from the nearest integer: more than float32 leaves of an integer that was stored.
+LEAST_OFF, ROUNDING_OFF = 0.01, 2.0**-17
 
 
 class Grid(nn.Module, ABC):
@@ -126,7 +128,8 @@ class WarpedGrid(Grid):
 
     k is stored as the float32 of T(k) = (asinh(k / width) - mean) / scale, and has the interval from T(k - 1/2) to
     T(k + 1/2). Masses are probabilities of k: T has no Jacobian in them. All arguments are per cell. A stored number
-    outside the support counts as its nearest end.
+    outside the support counts as its nearest end. off_grid: some stored numbers are T(x) of x between integers, which
+    have the interval from T(x - 1/2) to T(x + 1/2): over all x these masses are a density.
     """
 
     width: Tensor
@@ -147,9 +150,10 @@ class WarpedGrid(Grid):
         scale: Sequence[float],
         lower: Sequence[float],
         upper: Sequence[float],
+        off_grid: bool = False,
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.off_grid = size, off_grid
         buffers = {"width": width, "mean": mean, "scale": scale, "lower": lower, "upper": upper}
         for name, ends, shift in (("lowest", lower, 0.0), ("lower_edge", lower, 0.5), ("upper_edge", upper, -0.5), ("highest", upper, 0.0)):
             # T in float64, then float32, as cells are stored
@@ -165,11 +169,18 @@ class WarpedGrid(Grid):
         The half-width has a relative error below 4 eps. Float32 finds k itself while sqrt(width^2 + k^2) < 2^18, and
         beyond that k, so the half-width too, to a relative 10^-5. The middle starts from the stored number and does not suffer.
         """
-        rounded = torch.round(self.width * torch.sinh(values * self.scale + self.mean))
+        unrounded = self.width * torch.sinh(values * self.scale + self.mean)
+        rounded = torch.round(unrounded)
         k = torch.clamp(rounded, self.lower, self.upper)
         stored = torch.where(k == rounded, values, self.to_storage(values))
+        if self.off_grid:
+            between = (unrounded - k).abs() > LEAST_OFF + unrounded.abs() * ROUNDING_OFF
+            k = torch.where(between & (k == rounded), unrounded, k)
         # By symmetry, from |k|: a step away from 0, and one towards it (from k = 0, both lead away).
         outward, inward = asinh_step(k.abs(), self.width), asinh_step((k.abs() - 0.5).clamp(min=0), self.width)
+        if self.off_grid:  # a step that ends beyond 0
+            beyond = torch.asinh(k.abs() / self.width) + torch.asinh((0.5 - k.abs()) / self.width)
+            inward = torch.where(k.abs() < 0.5, beyond, inward)
         middle = stored + 0.5 * torch.sign(k) * (outward - inward) / self.scale
         # Not by k, which may be off: an end like 2^63 would be missed, and integers near an end of 10^6 be taken for it.
         return Interval(middle, 0.5 * (outward + inward) / self.scale, stored <= self.lower_edge, stored >= self.upper_edge)

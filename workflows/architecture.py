@@ -122,7 +122,7 @@ def warped_grid(columns: tuple[Column, ...]) -> dict[str, Any]:
         "scale": [c.scale for c in columns],
         "lower": [-NO_END if c.lower is None else steps_from_center(c.lower, c) for c in columns],
         "upper": [NO_END if c.upper is None else steps_from_center(c.upper, c) for c in columns],
-    }
+    } | ({"off_grid": True} if any(c.off_grid for c in columns) else {})
 
 
 def spikes(columns: tuple[Column, ...], name: str) -> dict[str, Any]:
