@@ -217,7 +217,7 @@ def ray_example(workload: str, path: str, epochs: int, num_workers: int) -> None
     }
     preprocessing = usual_preprocessing(workload, encoding)
     del vae, encoding, arrays
-    os.environ["PYTHONPATH"] = sys.path[0]  # where Ray's processes find benchmarks.lean
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # where Ray's processes find benchmarks.lean
     # With as many CPUs as workers Ray Data would get none and wait for ever.
     ray.init(address="local", num_cpus=4, include_dashboard=False)
     with tempfile.TemporaryDirectory() as storage:

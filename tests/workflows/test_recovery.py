@@ -85,8 +85,13 @@ def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) ->
 
 def workers() -> list[psutil.Process]:
     """Returns the training workers on this machine, by rank of their start."""
-    found = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"][:1] == ["ray::RayTrainWorker"]]
-    return sorted(found, key=lambda process: process.create_time())
+    return sorted(actors("RayTrainWorker"), key=lambda process: process.create_time())
+
+
+def actors(*names: str) -> list[psutil.Process]:
+    """Returns the processes on this machine of Ray actors with these names."""
+    wanted = tuple(f"ray::{name}" for name in names)
+    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [""])[0].startswith(wanted)]
 
 
 Undisturbed = tuple[dict[int, float], Outcome]
@@ -102,6 +107,9 @@ def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
         orphans = workers()
         os.kill(process.pid, signal.SIGKILL)
     psutil.wait_procs(orphans, timeout=60)  # they go on for seconds, and may write another checkpoint
+    wait_until(
+        lambda: not actors("TrainController", "PlacementGroupCleaner", "SynchronizationActor", "Mailbox")
+    )  # the cluster is others' too
     run = tmp_path / "runs" / "one"
     newest = max(path.parent for path in (run / "checkpoints").glob("*/manifest.json"))
     (newest / "weights.safetensors").write_bytes((newest / "weights.safetensors").read_bytes()[:100])
