@@ -15,7 +15,7 @@ from data.sketches import QuantileSketch
 MAX_PLACES = 6
 INVERSES = 10.0 ** np.arange(MAX_PLACES + 1)
 # What may lie off a column's grid of the values other than its most frequent one.
-MAX_OFF_SHARE = 0.05
+MAX_OFF_SHARE = 0.1
 # A value with at least this share of the rows is a spike among numbers.
 MIN_SPIKE_SHARE = 0.05
 # So few values tell nearly every column that is on no grid.
@@ -80,25 +80,27 @@ def resolution(
 ) -> tuple[float, float] | None:
     """Returns the step 10^-p of a column's values and the share of them that lies off that grid; None where there is no step.
 
-    off: how many are no multiple of 10^-p, for p = 0..6. The step is the largest that holds all of them or, where none does, the largest
-    that holds all but MAX_OFF_SHARE of those other than the most frequent: the spikes of a column that was filled up by averages are
-    lost in a density. deviation: the values' standard deviation; width: theirs without the tails, where these are heavy. It means
-    something where
+    off: how many are no multiple of 10^-p, for p = 0..6. The step is the largest that holds all of them or, where that means nothing, the
+    largest that holds all but MAX_OFF_SHARE of those other than the most frequent: the spikes of a column that was filled up by
+    averages are lost in a density. deviation: the values' standard deviation; width: theirs without the tails, where these are heavy.
+    A step means something where
     - values differ by more than what counts as noise, and no more lie between 0 and the step: small numbers are on no grid;
     - the type tells multiples of a typical magnitude apart: all large floats are multiples of 1;
     - values lie not so many steps apart that a mass is a density.
     """
-    most_off = int(MAX_OFF_SHARE * (sketch.count - int(sketch.counts.max())))
-    places = next((p for limit in (0, most_off) for p, count in enumerate(off) if count <= limit), None)
-    if places is None:
-        return None
-    step, magnitudes, num_off_grid = 1 / 10.0**places, np.abs(sketch.middles()), off[places]
-    between = (magnitudes > SUM_ROUNDING * rounding * magnitudes.max()) & (magnitudes < 0.5 * step)
-    told_apart = median_of_others(magnitudes, sketch.counts) * rounding <= MAX_ROUNDING * step
-    near = MIN_STEPS * step <= deviation and (deviation if width is None else width) <= MAX_STEPS * step
-    if not (told_apart and near) or sketch.counts[between].sum() > (most_off if num_off_grid else 0):
-        return None
-    return step, num_off_grid / sketch.count
+    magnitudes = np.abs(sketch.middles())
+    typical, noise = median_of_others(magnitudes, sketch.counts), SUM_ROUNDING * rounding * magnitudes.max()
+    for most_off in (0, int(MAX_OFF_SHARE * (sketch.count - int(sketch.counts.max())))):
+        places = next((p for p, count in enumerate(off) if count <= most_off), None)
+        if places is None:
+            continue
+        step = 1 / 10.0**places
+        between = sketch.counts[(magnitudes > noise) & (magnitudes < 0.5 * step)].sum()
+        told_apart = typical * rounding <= MAX_ROUNDING * step
+        near = MIN_STEPS * step <= deviation and (deviation if width is None else width) <= MAX_STEPS * step
+        if told_apart and near and between <= most_off:
+            return step, off[places] / sketch.count
+    return None
 
 
 @np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit

@@ -142,7 +142,7 @@ def test_a_column_on_a_grid_has_no_value_off_it(values: list[float]) -> None:
     if column.resolution is not None:
         rest = np.abs(on_grid(np.array(values), column.resolution) - values)
         rest = np.sort(rest)[: len(rest) - round(column.off_grid * len(rest))]
-        assert len(rest) >= 0.95 * len(values)
+        assert len(rest) >= 0.9 * len(values)
         assert (rest <= 1e-5 * column.scale if column.width is None else rest <= 1e-5).all()
         assert (rest <= 1e-10 * column.resolution + 1e-15 * np.abs(values).max()).all()
 
@@ -254,9 +254,17 @@ def test_a_few_averages_among_decimals_leave_the_others_their_steps_and_spike() 
 
 
 @pytest.mark.parametrize("rows_per_leaf", [50, 1000, 4000])
-def test_more_averages_than_a_twentieth_of_the_other_values_are_a_continuum(rows_per_leaf: int) -> None:
-    assert fit(pa.table({"x": averaged(0.035)}), rows_per_leaf).columns[0].resolution == 0.1
-    assert fit(pa.table({"x": averaged(0.045)}), rows_per_leaf).columns[0].resolution is None
+def test_more_averages_than_a_tenth_of_the_other_values_are_a_continuum(rows_per_leaf: int) -> None:
+    assert fit(pa.table({"x": averaged(0.07)}), rows_per_leaf).columns[0].resolution == 0.1
+    assert fit(pa.table({"x": averaged(0.09)}), rows_per_leaf).columns[0].resolution is None
+
+
+def test_averages_in_few_places_are_off_the_grid_of_the_others_where_a_step_for_all_means_nothing() -> None:
+    """Float32 holds their four places, but lies 100,000 such steps wide and more."""
+    values = np.round(np.random.default_rng(13).normal(1000, 12, 4000), 1)
+    values[::100] = np.round(values[::100] + 0.0137, 4)
+    column = column_of(values, pa.float64())
+    assert (column.resolution, column.off_grid) == (0.1, 0.01)
 
 
 def test_amounts_that_are_mostly_zero_are_no_integers() -> None:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from tests.running import LONG_S, Trained, run_job, running_job
+from tests.running import LONG_S, Trained, run_job, running_job, wait_until
 
 NUM_FILES = 12
 ROWS = 1200
@@ -98,7 +98,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def actors() -> list[psutil.Process]:
     """Returns the encoding actors of the tests' cluster."""
-    return [process for process in psutil.Process().children(recursive=True) if process_title(process).startswith("ray::MapWorker")]
+    return [process for process in psutil.process_iter() if process_title(process).startswith("ray::Worker")]
 
 
 def process_title(process: psutil.Process) -> str:
@@ -133,13 +133,15 @@ def test_whatever_is_killed_whenever_every_row_comes_once(
         for version in (0, 1):
             write_input(tmp_path / "in", rows, version)
             with running_job(trained.folder, "encode.py", *options(tmp_path, ray_address)) as process:
+                wait_until(actors)  # there is work for them each time
                 wait_for_work(tmp_path / "out", process, chance.randrange(0 if version else 1, 20))
                 time.sleep(chance.random() * 0.2)
                 if chance.random() < 0.5:
                     process.kill()
                 else:
                     for actor in actors()[: chance.randint(1, 2)]:
-                        actor.kill()
+                        with suppress(psutil.NoSuchProcess):
+                            actor.kill()
                 process.wait(LONG_S)
             again = run_job(trained.folder, "encode.py", *options(tmp_path, ray_address))
             assert again.code == 0, again.stderr
