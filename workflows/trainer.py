@@ -57,10 +57,10 @@ class Controller(TrainController):
 
     worker_group_cls = Workers
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def _start(self) -> None:
         log = logging.getLogger("ray.train")
         log.handlers = [handler for handler in log.handlers if not isinstance(handler, PlainRayHandler)]
+        super()._start()
 
 
 class DriverTrainer(TorchTrainer):
