@@ -26,7 +26,7 @@ from data.table import Table, open_table
 from vae.bundle import open_bundle
 from vae.independent import fit_independent
 from vae.rows import Rows
-from workflows.registry import Registry
+from workflows.pinned import pin
 
 
 def encoded_rows(table: Table, encoding: TableEncoding, side: int, fractions: tuple[float, float]) -> Rows:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--validation", help="its validation table, where that is one of its own")
     parser.add_argument("--tracking_uri", default=None)
     arguments = parser.parse_args()
-    bundle = open_bundle(Registry(arguments.tracking_uri).pin(arguments.model).files)
+    bundle = open_bundle(pin(arguments.model, arguments.tracking_uri).files)
     encoding, split = TableEncoding.from_json(bundle.table), bundle.table["split"]
     fractions = (split["validation_fraction"], split["test_fraction"])
     table = open_table(arguments.data, encoding.modelled + ([encoding.key] if encoding.key else []))

@@ -37,6 +37,7 @@ from workflows.evaluation import SCORES
 from workflows.evaluation_job import candidate_scoring
 from workflows.gates import Comparison
 from workflows.model_config import ModelConfig
+from workflows.pinned import pin
 from workflows.promotion import Rival, embedding_of, find_rival, first_rows
 from workflows.registry import Registry
 from workflows.totals import Estimate, Totals
@@ -368,7 +369,7 @@ def test_a_folders_model_is_of_no_registered_model_and_cannot_be_promoted(world:
     with pytest.raises(ConfigError, match="a registered model's version"):
         config.check()
     with pytest.raises(ConfigError, match="no version of a registered model"):
-        find_rival(Registry(world.uri), config, candidate_scoring(config, Registry(world.uri).pin(config.model)))
+        find_rival(Registry(world.uri), config, candidate_scoring(config, pin(config.model, world.uri)))
 
 
 def test_first_rows_are_the_tables(world: World) -> None:
