@@ -27,7 +27,8 @@ from workflows.record import epoch_metrics, identity, metrics_log, record_start
 from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.space import SearchConfig, TuneConfig
-from workflows.training import STOP_S, Prepared, memory_of_worker
+from workflows.trainer import STOP_S
+from workflows.training import Prepared, memory_of_worker
 from workflows.trials import ELBO, EPOCH, STATUS, Outcome, Told, Trial, TrialActor, measured
 
 # How long a trial's end waits for MLflow; what it does not take in that time is sent at the search's end.

@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
 import ray.train
 from ray._private.log import PlainRayHandler
+from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, HEALTH_CHECK_INTERVAL_S_ENV_VAR
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+from workflows.errors import ComputationError, logger
+from workflows.job import known_cause
+from workflows.mailbox import Ear, Message
+
+# How long a job that is asked to stop waits for its workers to save; `ray job stop` kills after 3 seconds anyway.
+STOP_S = 60
+# How long the end of Ray Train's controller is waited for: it ends its workers in good order.
+END_S = 10
+# Workers whose last words came so much before the others' are named.
+SILENCE_S = 5.0
+
+Hear = Callable[[Message], None]
 
 # Variables that Ray Train hands on to workers, which have no use for them.
 OF_THE_CONTROLLER = {HEALTH_CHECK_INTERVAL_S_ENV_VAR, ENABLE_PREEMPTION_WATCHER_ENV_VAR}
@@ -73,3 +91,64 @@ class DriverTrainer(TorchTrainer):
         controller = Controller(**parts)
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> None:
+    """Waits for the training, handing on what the workers say as it comes. Raises as fit does.
+
+    The controller runs in a thread of its own, so that the main thread hears the workers, and Ctrl-C.
+    """
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # raised again where the result is asked for
+            outcome.set_exception(error)
+
+    said: set[str] = set()
+
+    def take(message: Message) -> None:
+        if message["kind"] == "failure":
+            raise ComputationError(message["message"])
+        said.add(message["kind"])
+        hear(message)
+
+    threading.Thread(target=fit, daemon=True).start()
+    ear = Ear(mailbox, take)
+    try:
+        while not outcome.done():
+            ear.listen(0.5)
+    except KeyboardInterrupt:
+        logger.info("stopping: the workers save where they stand")
+        ray.get(mailbox.stop.remote())
+        deadline = time.monotonic() + STOP_S
+        while not outcome.done() and time.monotonic() < deadline and "stopped" not in said:
+            ear.listen(0.2)
+        wait([outcome], timeout=END_S)
+        raise
+    except ComputationError:
+        wait([outcome], timeout=END_S)
+        raise
+    ear.listen(0.1)
+    try:
+        outcome.result()
+    except ray.train.TrainingFailedError as error:
+        if known_cause(error) is not None:
+            raise
+        raise ComputationError(describe_failure(error, ray.get(mailbox.silence.remote()))) from error
+
+
+def describe_failure(error: ray.train.TrainingFailedError, silence: Mapping[int, tuple[float, int]]) -> str:
+    """Returns which workers failed and how, and which were not heard of for long."""
+    failures = getattr(error, "worker_failures", None) or {}
+    lines = [f"worker of rank {rank}: {str(failure).strip().splitlines()[-1][:500]}" for rank, failure in sorted(failures.items())]
+    last = min((seconds for seconds, _ in silence.values()), default=0.0)  # Ray ended them all at about that time
+    lines += [
+        f"worker of rank {rank} was last heard of {seconds:.0f} s ago, after step {step}"
+        for rank, (seconds, step) in sorted(silence.items())
+        if seconds > last + SILENCE_S
+    ]
+    return "training failed and did not recover; the same command goes on from the last checkpoint:\n  " + "\n  ".join(
+        lines or [str(error)]
+    )

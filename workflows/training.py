@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +10,6 @@ import numpy as np
 import ray
 import ray.train
 from numpy.typing import NDArray
-from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig
 from rich.box import SIMPLE
 from rich.console import Console
@@ -37,25 +33,16 @@ from workflows.checkpoint import Checkpoints
 from workflows.checks import ConfigError
 from workflows.cluster import Workers
 from workflows.config import TrainConfig
-from workflows.errors import ComputationError, logger
+from workflows.errors import logger
 from workflows.feed import EVALUATION_ROWS
-from workflows.job import known_cause
-from workflows.mailbox import Ear, Mailbox, Message
+from workflows.mailbox import Mailbox
 from workflows.runs import Run
-from workflows.trainer import DriverTrainer
+from workflows.trainer import DriverTrainer, Hear, run_trainer
 from workflows.training_loop import WorkerTask, train_worker
 
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
 # Encoded rows that are permuted together where the configuration does not say how many: what can be read at once, and streamed.
 WINDOW_BYTES = 2**25
-# How long a job that is asked to stop waits for its workers to save; `ray job stop` kills after 3 seconds anyway.
-STOP_S = 60
-# How long the end of Ray Train's controller is waited for, so that it ends the workers and not their disappearance it.
-END_S = 10
-# Workers whose last words came so much before the others' are named.
-SILENCE_S = 5.0
-
-Hear = Callable[[Message], None]
 
 
 @dataclass(frozen=True)
@@ -260,64 +247,3 @@ def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: 
         )
     logger.info("a worker's rows take %d bytes, more than the %d that it may hold: every epoch reads them again", needed, max_bytes)
     return True
-
-
-def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> None:
-    """Waits for the training, handing on what the workers say as it comes. Raises as fit does.
-
-    Training is waited for in a thread of its own: on the main thread Ray Train 2.60 takes Ctrl-C for itself and exits.
-    """
-    outcome: Future[ray.train.Result] = Future()
-
-    def fit() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:  # raised again where the result is asked for
-            outcome.set_exception(error)
-
-    said: set[str] = set()
-
-    def take(message: Message) -> None:
-        if message["kind"] == "failure":
-            raise ComputationError(message["message"])
-        said.add(message["kind"])
-        hear(message)
-
-    threading.Thread(target=fit, daemon=True).start()
-    ear = Ear(mailbox, take)
-    try:
-        while not outcome.done():
-            ear.listen(0.5)
-    except KeyboardInterrupt:
-        logger.info("stopping: the workers save where they stand")
-        ray.get(mailbox.stop.remote())
-        deadline = time.monotonic() + STOP_S
-        while not outcome.done() and time.monotonic() < deadline and "stopped" not in said:
-            ear.listen(0.2)
-        wait([outcome], timeout=END_S)
-        raise
-    except ComputationError:
-        wait([outcome], timeout=END_S)
-        raise
-    ear.listen(0.1)
-    try:
-        outcome.result()
-    except ray.train.TrainingFailedError as error:
-        if known_cause(error) is not None:
-            raise
-        raise ComputationError(describe_failure(error, ray.get(mailbox.silence.remote()))) from error
-
-
-def describe_failure(error: ray.train.TrainingFailedError, silence: Mapping[int, tuple[float, int]]) -> str:
-    """Returns which workers failed and how, and which were not heard of for long."""
-    failures = getattr(error, "worker_failures", None) or {}
-    lines = [f"worker of rank {rank}: {str(failure).strip().splitlines()[-1][:500]}" for rank, failure in sorted(failures.items())]
-    last = min((seconds for seconds, _ in silence.values()), default=0.0)  # Ray ended them all at about that time
-    lines += [
-        f"worker of rank {rank} was last heard of {seconds:.0f} s ago, after step {step}"
-        for rank, (seconds, step) in sorted(silence.items())
-        if seconds > last + SILENCE_S
-    ]
-    return "training failed and did not recover; the same command goes on from the last checkpoint:\n  " + "\n  ".join(
-        lines or [str(error)]
-    )
