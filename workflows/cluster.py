@@ -61,7 +61,7 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
                 os.environ.setdefault(name, value)
             # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises Exception itself where its processes did not start in time
         raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     stop_on_sigterm()
     try:

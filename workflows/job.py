@@ -69,6 +69,7 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config]) -> 
         os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
+    stop_on_sigterm()
     result: dict[str, Any] | None
     try:
         result = main(parse(config_type))
@@ -92,6 +93,9 @@ def exit_code(error: BaseException) -> int:
 
 def known_cause(error: BaseException) -> BaseException | None:
     """Returns the failure of ours that an exception is, or that Ray wrapped on its way from another process."""
+    stop = stop_before(error)
+    if stop is not None:
+        return stop
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:
@@ -103,6 +107,13 @@ def known_cause(error: BaseException) -> BaseException | None:
         inner = [here.__cause__, getattr(here, "cause", None), *failures.values()]
         waiting += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
     return None
+
+
+def stop_before(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Returns the stop after which an exception came, where it did: a service manager ends Ray's processes together with the job's."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def explain(error: BaseException) -> None:
@@ -124,7 +135,7 @@ def flush_and_exit(code: int) -> NoReturn:
 
 
 def stop_on_sigterm() -> None:
-    """Makes SIGTERM what Ctrl-C is. Call after ray.init, which installs a handler of its own."""
+    """Makes SIGTERM what Ctrl-C is. Call it again after ray.init, which installs a handler of its own."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         # No Exception: logging and MLflow swallow those, and the job would go on as if nobody had asked.

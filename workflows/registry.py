@@ -28,14 +28,17 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models.signature import ModelSignature
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from data.encoding import TableEncoding
 from vae.bundle import MANIFEST, BundleError, read_bundle
+from workflows.checks import ConfigError
 from workflows.cluster import ROOT
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lineage import pinned_requirements
 from workflows.pinned import PinnedModel, default_tracking_uri, folder_model, without_password
+from workflows.store_file import opening, sqlite_file
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -49,9 +52,11 @@ MAX_METRICS_PER_CALL = 250
 
 @contextmanager
 def service_errors(uri: str) -> Iterator[None]:
-    """Turns MLflow's failures into ServiceError with the address."""
+    """Turns MLflow's failures into ServiceError with the address, or ConfigError where the address is of no kind that it knows."""
     try:
         yield
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise ConfigError(f"registry.tracking_uri is {without_password(uri)!r}: {str(error).strip()}") from error
     except MlflowException as error:
         raise ServiceError(f"MLflow at {without_password(uri)}: {error}") from error
 
@@ -62,16 +67,21 @@ class Registry:
     def __init__(self, tracking_uri: str | None) -> None:
         self.uri = default_tracking_uri(tracking_uri)
         mlflow.set_tracking_uri(self.uri)
-        self.client = mlflow.MlflowClient(self.uri)
+        with service_errors(self.uri), opening(sqlite_file(self.uri)):
+            self.client = mlflow.MlflowClient(self.uri)
 
     def open_experiment(self, name: str) -> str:
         """Returns the experiment's id, made where it is new; proves that the store answers before any compute."""
         with service_errors(self.uri):
-            found = self.client.get_experiment_by_name(name)
-            if found is not None:
-                return str(found.experiment_id)
-            location = str(Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts") if self.uri.startswith("sqlite:") else None
-            return str(self.client.create_experiment(name, artifact_location=location and Path(location).as_uri()))
+            file = sqlite_file(self.uri)
+            artifacts = (file.parent / "mlartifacts").as_uri() if file else None
+            try:
+                found = self.client.get_experiment_by_name(name)
+                return str(found.experiment_id if found else self.client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # as it does where another job made it meanwhile
+                    raise
+                return str(self.client.get_experiment_by_name(name).experiment_id)
 
     def open_run(self, experiment_id: str, run_name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         """Returns the id of the run with that key among its tags, made where there is none, so that a retry makes no second one."""

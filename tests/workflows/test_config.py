@@ -184,6 +184,22 @@ def test_sigterm_is_not_lost_where_exceptions_are_swallowed() -> None:
     assert exit_code(caught.value) == 75
 
 
+def test_what_fails_because_of_a_stop_is_a_stop() -> None:
+    def stopped_while_ray_ends() -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                {}["the workers, which got the signal too"]
+        except KeyError as error:
+            raise RuntimeError("an actor died") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        stopped_while_ray_ends()
+    assert exit_code(caught.value) == 75
+    assert exit_code(RuntimeError("an actor died")) == 1
+
+
 @pytest.mark.parametrize(
     ("num_rows", "epochs", "patience"),
     [(1, 1000, 100), (256 * 9, 1000, 100), (256 * 20, 500, 50), (256 * 99, 102, 10), (256 * 100, 100, 10), (10**9, 100, 10)],

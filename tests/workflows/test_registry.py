@@ -1,0 +1,63 @@
+"""MLflow's store as jobs open it: several at once, and those that cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT
+from workflows.job import exit_code
+from workflows.registry import Registry
+
+NUM_JOBS = 4
+# MLflow imports this at its first use, which would keep the jobs apart.
+OPEN = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from workflows.registry import Registry
+print("ready", flush=True)
+sys.stdin.readline()
+print(Registry(sys.argv[1]).open_experiment("vae"), flush=True)
+"""
+
+
+def test_jobs_that_start_together_make_one_new_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    command = [sys.executable, "-c", OPEN, uri]
+    jobs = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(NUM_JOBS)]
+    for job in jobs:
+        assert job.stdout and job.stdout.readline() == "ready\n"
+    for job in jobs:
+        assert job.stdin
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    ids = {job.communicate(timeout=120)[0].strip() for job in jobs}
+    assert [job.returncode for job in jobs] == [0] * NUM_JOBS
+    assert ids == {Registry(uri).open_experiment("vae")}
+
+
+def refused(uri: str) -> tuple[int, str]:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  its code and message are what is asserted
+        Registry(uri)
+    return exit_code(caught.value), str(caught.value)
+
+
+def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("no database, but a text of some length " * 100)
+    code, message = refused(f"sqlite:///{file}")
+    assert code == 69
+    assert str(file) in message
+    assert "not a database" in message
+    code, message = refused(f"sqlite:///{file}/mlflow.db")
+    assert code == 69
+    assert f"{file}/mlflow.db cannot be opened" in message
+
+
+def test_a_tracking_uri_of_no_known_kind_is_a_configuration_error() -> None:
+    code, message = refused("nowhere:5000")
+    assert code == 2
+    assert message.startswith("registry.tracking_uri is 'nowhere:5000': ")
