@@ -7,11 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.running import ROOT, SHARED_RAY, Trained, run_job
 
 # Small tensors are no faster on several threads, and far slower where another process has one of the cores.
 torch.set_num_threads(1)
+# A first call imports, and a busy machine is slow: neither makes a claim false.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -171,10 +171,10 @@ class VAE(nn.Module):
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
         """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
         q_z, condition = self.posterior(rows), self.condition(rows)
-        z = q_z.rsample(noise)
-        p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
+        z, kl = q_z.rsample_with_kl(noise, self.latent_prior(condition))
+        p_x = self.likelihood(z, condition)
         with without_autocast(z):
-            log_likelihood, kl = p_x.log_prob(rows), q_z.kl(p_z, z)
+            log_likelihood = p_x.log_prob(rows)
             return Bound(log_likelihood - kl, log_likelihood, kl, p_x.null_pattern_log_prob(rows))
 
     def evaluate_elbo(self, rows: Rows, noise: Tensor, q_z: Posterior | None = None) -> Bound:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae.normal_mass import may_look_at
 from vae.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -19,10 +21,17 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 5.0
 
 
 class DiagonalGaussian:
-    """q(z|x) = N(mean, diag(scale^2)); mean, log_scale and scale, its exponential, are [B, L]."""
+    """q(z|x) = N(mean, diag(scale^2)); mean, log_scale and scale, its exponential, are [B, L].
 
-    def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
-        self.mean, self.log_scale, self.scale = mean, log_scale, log_scale.exp()
+    encoded: the encoder outputs that name it, [B, 2 L], where it was made of them; their log scale is not yet bounded.
+    """
+
+    def __init__(self, mean: Tensor, log_scale: Tensor, encoded: Tensor | None = None) -> None:
+        self.mean, self.log_scale, self.encoded = mean, log_scale, encoded
+
+    @cached_property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp()
 
     @staticmethod
     def num_outputs(latent_dim: int) -> int:
@@ -33,7 +42,7 @@ class DiagonalGaussian:
     def from_outputs(outputs: Tensor, latent_dim: int) -> DiagonalGaussian:
         """Returns the posterior that an encoder's [B, 2 L] outputs name; the log scale is bounded."""
         mean, log_scale = outputs.chunk(2, -1)
-        return DiagonalGaussian(mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
+        return DiagonalGaussian(mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), outputs)
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -55,7 +64,14 @@ class DiagonalGaussian:
 
     def rsample(self, noise: Tensor) -> Tensor:
         """Returns z = mean + scale * noise, differentiable in the parameters; noise [B, L] or [S, B, L] is standard normal."""
-        return self.mean + self.scale * noise
+        return torch.addcmul(self.mean, self.scale, noise)
+
+    def rsample_with_kl(self, noise: Tensor, prior: LatentDistribution) -> tuple[Tensor, Tensor]:
+        """Returns z, as rsample does, and kl(prior, z)."""
+        if prior.is_standard and self.encoded is not None and noise.shape == self.mean.shape:
+            z, kl = SampleWithKL.apply(self.encoded, noise)  # type: ignore[no-untyped-call]
+            return z, kl
+        return sampled_with_kl(self, noise, prior)
 
     def standardise(self, z: Tensor) -> Tensor:
         """Returns the noise of which rsample makes z, [B, L] or [S, B, L]."""
@@ -88,25 +104,37 @@ class DiagonalGaussian:
     def kl(self, prior: LatentDistribution, z: Tensor | None = None) -> Tensor:
         """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by samples z of q, [B, L] or [S, B, L]."""
         if prior.is_standard:
-            kl: Tensor = StandardKL.apply(self.mean, self.log_scale, self.scale.detach())  # type: ignore[no-untyped-call]
-            return kl
+            return standard_kl(self.mean, self.log_scale, self.scale)
         by_dimension = self.kl_by_dimension(prior)
         return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z)
 
 
-class StandardKL(torch.autograd.Function):
-    """The sum of kl_by_dimension for the standard normal prior, [..] of mean, log_scale and its exponential [.., L], in half its passes."""
+def standard_kl(mean: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
+    """Returns the sum of kl_by_dimension for the standard normal prior, [..] of [.., L], in fewer passes."""
+    return mean.square().addcmul_(scale, scale).sub_(1).sub_(log_scale, alpha=2).sum(-1).mul_(0.5)
+
+
+class SampleWithKL(torch.autograd.Function):
+    """rsample and, to the standard normal prior, kl of the diagonal posteriors that outputs [B, 2 L] name, in half of autograd's passes."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(mean, scale)
-        return mean.square().addcmul_(scale, scale).sub_(1).sub_(log_scale, alpha=2).sum(-1).mul_(0.5)
+    def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = outputs.chunk(2, -1)
+        bounded = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        scale = bounded.exp()
+        ctx.save_for_backward(outputs, scale, noise)
+        ctx.within_bounds = may_look_at(log_scale) and torch.equal(bounded, log_scale)
+        return torch.addcmul(mean, scale, noise), standard_kl(mean, bounded, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        mean, scale = ctx.saved_tensors
-        gradient = gradient[..., None]
-        return mean * gradient, scale.square().sub_(1).mul_(gradient), None
+    def backward(ctx: Any, by_z: Tensor, by_kl: Tensor) -> tuple[Tensor, None]:
+        outputs, scale, noise = ctx.saved_tensors
+        mean, log_scale = outputs.chunk(2, -1)
+        by_kl = by_kl[..., None]
+        by_log_scale = (by_z * noise).addcmul_(scale, by_kl).mul_(scale).sub_(by_kl)
+        if not ctx.within_bounds:
+            by_log_scale = torch.where((log_scale >= MIN_LOG_SCALE) & (log_scale <= MAX_LOG_SCALE), by_log_scale, 0.0)
+        return torch.cat([torch.addcmul(by_z, mean, by_kl), by_log_scale], -1), None
 
 
 class FullGaussian(NamedTuple):
@@ -166,6 +194,10 @@ class FullGaussian(NamedTuple):
         with without_autocast(noise):
             return self.mean + (self.factor @ noise[..., None]).squeeze(-1)
 
+    def rsample_with_kl(self, noise: Tensor, prior: LatentDistribution) -> tuple[Tensor, Tensor]:
+        """Returns z, as rsample does, and kl(prior, z)."""
+        return sampled_with_kl(self, noise, prior)
+
     def standardise(self, z: Tensor) -> Tensor:
         """Returns the noise of which rsample makes z, [B, L] or [S, B, L]."""
         return solve_triangular(self.factor, z - self.mean)
@@ -195,6 +227,12 @@ class FullGaussian(NamedTuple):
 
 Posterior = DiagonalGaussian | FullGaussian
 POSTERIORS: dict[str, type[Posterior]] = {"diagonal": DiagonalGaussian, "full": FullGaussian}
+
+
+def sampled_with_kl(q_z: Posterior, noise: Tensor, prior: LatentDistribution) -> tuple[Tensor, Tensor]:
+    z = q_z.rsample(noise)
+    with without_autocast(z):
+        return z, q_z.kl(prior, z)
 
 
 def estimated_kl(q_z: Posterior, prior: LatentDistribution, z: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.model import VAE
+from vae.normal_mass import may_look_at
 from workflows.model_config import TrainingConfig
 
 # So many steps in a row that are not finite end a run.
@@ -36,20 +37,27 @@ class Optimizer:
     def step(self, learning_rate: float, number: int) -> None:
         """Takes step `number` (from 0) along the clipped gradients, or none where they are not finite."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        if may_look_at(norm) and norm <= self.max_norm and self.nonfinite[0] == 0:  # most steps, which need none of what follows
+            self.adam.found_inf = self.adam.grad_scale = None  # type: ignore[attr-defined]
+        else:
+            self._guard(norm, number)
+        self.adam.step()
+        if self.ema_decay:
+            decay = min(self.ema_decay, (1 + number) / (10 + number))  # else the first weights weigh for long
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    def _guard(self, norm: Tensor, number: int) -> None:
+        """Has the next step clip gradients of this norm, or leave everything as it is where they are not finite."""
         bad = ~norm.isfinite()
         in_row, total, first = self.nonfinite.unbind()
         halted = in_row >= MAX_NONFINITE_STEPS
         skipped = bad | halted
         first = torch.where(bad & (in_row == 0), number, first)
         self.nonfinite = torch.stack([torch.where(halted, in_row, (in_row + 1) * bad), total + skipped, first])
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate
         self.adam.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.adam.grad_scale = (norm / self.max_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
-        self.adam.step()
-        if self.ema_decay:
-            decay = min(self.ema_decay, (1 + number) / (10 + number))  # else the first weights weigh for long
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that the next step depends on, by name."""

@@ -155,7 +155,7 @@ def columns_of(kinds: Sequence[pa.DataType], values_of: Callable[[pa.DataType], 
     return st.sampled_from(kinds).flatmap(arrays)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(column=columns_of([*INTEGERS, *DECIMALS, *FLOATS], numbers_of))
 def test_numbers_of_every_type_come_back(column: pa.Array) -> None:
     table = pa.table({"x": column, "beside": pa.array([True] + [False] * (len(column) - 1))})
@@ -169,7 +169,7 @@ def test_numbers_of_every_type_come_back(column: pa.Array) -> None:
     assert_close(decoded["x"].combine_chunks(), column, decided.mean[0], decided.scale, column.type)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(base=st.integers(-(2**50), 2**50), offsets=st.lists(st.integers(-(10**6), 10**6), min_size=2, max_size=30, unique=True))
 def test_integers_far_beyond_float32_come_back_exactly_where_they_lie_close_together(base: int, offsets: list[int]) -> None:
     """Standardised in float64: 2^50 + 1 would be 2^50 in float32."""
@@ -178,7 +178,7 @@ def test_integers_far_beyond_float32_come_back_exactly_where_they_lie_close_toge
     assert back_and_forth(by_hand("numeric", pa.int64(), mean=[mean], scale=scale), values).equals(values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.lists(st.integers(0, 2**62), min_size=2, max_size=12, unique=True))
 def test_large_integers_keep_their_relative_precision(values: list[int]) -> None:
     array = pa.array(values, pa.int64())
@@ -188,7 +188,7 @@ def test_large_integers_keep_their_relative_precision(values: list[int]) -> None
         assert abs(there - back) <= 2 * FLOAT32_EPS * max(scale, abs(there - mean)) + 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(column=columns_of(INTEGERS, lambda kind: numbers_of(kind).filter(lambda value: value >= 0)))
 def test_counts_of_every_type_come_back(column: pa.Array) -> None:
     assume(len(set(column.to_pylist()) - {None}) > 1)
@@ -243,7 +243,7 @@ def temporal_columns() -> st.SearchStrategy[pa.Array]:
     return st.sampled_from(TEMPORAL).flatmap(arrays)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(column=temporal_columns())
 def test_points_in_time_of_every_type_unit_and_zone_come_back(column: pa.Array) -> None:
     stored = to_ticks(column).to_pylist()
@@ -270,7 +270,7 @@ def test_a_month_of_points_in_time_comes_back_to_the_day_or_second(kind: pa.Data
     assert (np.abs(ticks(decoded) - ticks(column)) <= (0 if step == 1 else 1e-4 * step)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cells=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=10))
 def test_date64_comes_back_as_whole_days(cells: list[float]) -> None:
     """Arrow requires it of the type, and Parquet stores days: anything between them would become the day before."""
@@ -306,7 +306,7 @@ def vector_columns(draw: st.DrawFn) -> pa.Array:
     return pa.array([None] * begin + values, make(element)).slice(begin)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(column=vector_columns(), shape=st.booleans())
 def test_vectors_and_images_of_every_type_come_back(column: pa.Array, shape: bool) -> None:
     table = pa.table({"v": column, "beside": pa.array([True] + [False] * (len(column) - 1))})
@@ -348,7 +348,7 @@ EXACT: list[tuple[pa.DataType, st.SearchStrategy[Any], str]] = [
 ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     drawn=st.sampled_from(EXACT).flatmap(lambda e: st.tuples(st.just(e), st.lists(st.one_of(st.none(), e[1]), min_size=1, max_size=12))),
     begin=st.integers(0, 9),
@@ -368,7 +368,7 @@ def test_booleans_and_categories_of_every_type_come_back_exactly(drawn: Any, beg
         assert len(set(values) - {None}) < 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), min_size=1, max_size=30), kept=st.sets(st.sampled_from("abcde")))
 def test_categories_that_are_not_kept_are_one_other_and_come_back_as_null(values: list[str | None], kept: set[str]) -> None:
     categories = sorted(kept)
@@ -478,7 +478,7 @@ def data_of(warp: Mapping[str, Any], us: Sequence[float]) -> NDArray[np.float64]
     return np.asarray(warp["center"] + warp["width"] * np.sinh(np.asarray(us)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(warp=warps, us=st.lists(numbers, min_size=2, max_size=30))
 def test_warped_cells_rise_with_the_values(warp: dict[str, Any], us: list[float]) -> None:
     x = np.sort(data_of(warp, us))
@@ -488,7 +488,7 @@ def test_warped_cells_rise_with_the_values(warp: dict[str, Any], us: list[float]
     assert (np.diff(cells)[apart] > 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(warp=warps, us=st.lists(st.one_of(st.none(), st.floats(-30, 30)), min_size=1, max_size=30))
 def test_warped_numbers_come_back(warp: dict[str, Any], us: list[float | None]) -> None:
     """Up to float32 of y: du = scale dy, dx = sqrt(width^2 + (x - center)^2) du."""
@@ -503,7 +503,7 @@ def test_warped_numbers_come_back(warp: dict[str, Any], us: list[float | None]) 
             assert abs(back - x) <= 1.5 * math.hypot(warp["width"], x - warp["center"]) * du + 8 * FLOAT64_EPS * abs(warp["center"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(st.one_of(st.none(), st.integers(0, 50), st.integers(0, 10**6)), min_size=1, max_size=30),
     kind=st.sampled_from(["count", "numeric"]),
@@ -518,7 +518,7 @@ def test_warped_integers_come_back_up_to_a_millionth(values: list[int | None], k
         assert x is None or x > 10**5 or x == back
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(warp=warps, us=st.lists(numbers, min_size=1, max_size=20))
 def test_the_log_jacobian_is_the_derivative_of_the_cells(warp: dict[str, Any], us: list[float]) -> None:
     """By central differences of the float32 cells: steps of u = 0.02 make truncation and rounding both below 1e-3."""
@@ -530,7 +530,7 @@ def test_the_log_jacobian_is_the_derivative_of_the_cells(warp: dict[str, Any], u
     np.testing.assert_allclose(found, np.log((above - below) / (2 * step)), atol=2e-3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(warp=warps, us=st.lists(st.one_of(st.none(), st.floats(-30, 30)), min_size=1, max_size=20))
 def test_the_log_jacobian_of_a_warp_is_its_formula_to_the_last_digits(warp: dict[str, Any], us: list[float | None]) -> None:
     values = [None if u is None else float(data_of(warp, [u])[0]) for u in us]
@@ -538,7 +538,7 @@ def test_the_log_jacobian_of_a_warp_is_its_formula_to_the_last_digits(warp: dict
     np.testing.assert_allclose(encode_x(by_hand("numeric", pa.float64(), **warp), values)[2], expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(warp=warps, location=st.floats(-1, 1), spread=st.floats(0.3, 2))
 def test_a_density_of_cells_and_the_log_jacobian_are_a_density_of_data(warp: dict[str, Any], location: float, spread: float) -> None:
     """sum p(y(x)) exp(log_jacobian) dx = 1, by the trapezoid rule over x itself."""
@@ -621,7 +621,7 @@ def test_nonfinite_values_are_refused_by_file_column_and_count(kind: pa.DataType
         encoding.encode(pa.table({"x": pa.array(values, kind)}), "file.parquet")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     xs=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=10),
     scale=st.sampled_from([1e-300, 1e-30, 1e-3, 1.0, 1e30]),
@@ -834,7 +834,7 @@ def test_cells_come_back_from_arrays_of_either_order() -> None:
             begin += column.size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(begin=st.integers(0, 150), length=st.integers(0, 60), step=st.integers(1, 20))
 def test_slices_and_chunks_are_encoded_as_the_rows_they_hold(begin: int, length: int, step: int) -> None:
     table, encoding = mixed(), mixed_encoding()
@@ -973,7 +973,7 @@ def test_numbers_out_of_a_types_range_become_its_ends(kind: pa.DataType) -> None
     np.testing.assert_allclose(found, [high, low, 0.0], rtol=1e-12)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     kind=st.sampled_from([pa.decimal32(7, 2), pa.decimal64(15, 4), pa.decimal128(5, 2), pa.decimal128(9, 0), pa.decimal128(12, 6)]),
     value=st.one_of(st.floats(-2e3, 2e3), st.floats(-1, 1).map(lambda value: value * 1e-10)),

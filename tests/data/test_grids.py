@@ -56,13 +56,13 @@ def decimal_places(values: NDArray[np.float64]) -> int:
 decimals = st.builds(lambda n, k: n / 10**k, st.integers(-(10**7), 10**7), st.integers(0, 6))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values=st.lists(decimals, min_size=1, max_size=200))
 def test_the_places_of_decimals_are_those_of_their_shortest_text(values: list[float]) -> None:
     assert decimal_places(np.array(values)) == max(map(places_written, values))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values=st.lists(st.one_of(decimals, st.floats(-1e9, 1e9)), min_size=1, max_size=60), cuts=st.lists(st.integers(1, 59), max_size=4))
 def test_places_do_not_depend_on_the_leaves(values: list[float], cuts: list[int]) -> None:
     whole = summarise(pa.chunked_array([pa.array(values, pa.float64())]))
@@ -71,7 +71,7 @@ def test_places_do_not_depend_on_the_leaves(values: list[float], cuts: list[int]
     assert merge_all(parts).columns["x"].off_grid == whole.off_grid
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=st.lists(st.integers(-4000, 4000), min_size=2, max_size=50, unique=True), places=st.integers(0, 4))
 @example(steps=[1, 3], places=1)
 def test_float32_decimals_are_decimals(steps: list[int], places: int) -> None:
@@ -132,7 +132,7 @@ def test_numbers_that_are_small_or_differ_by_little_are_on_no_grid(values: list[
     assert column_of(values * 100, pa.float64()).resolution is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.lists(st.one_of(st.floats(-1e12, 1e12), decimals, st.floats(-1e-7, 1e-7)), min_size=2, max_size=30, unique=True))
 def test_a_column_on_a_grid_has_no_value_off_it(values: list[float]) -> None:
     try:
@@ -200,7 +200,7 @@ def test_decimals_are_in_the_field_of_whole_numbers_and_come_back_exactly(kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cells=st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=30))
 def test_what_is_generated_is_on_the_grid(kind: pa.DataType, cells: list[float]) -> None:
     encoding = fit(pa.table({"x": as_kind(tenths(), kind)}))

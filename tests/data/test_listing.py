@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.listing import NULL_PARTITION, DataError, find_files, in_partition, partition_type, partition_values, spelled_scalar
@@ -18,7 +18,6 @@ from data.listing import NULL_PARTITION, DataError, find_files, in_partition, pa
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(text.filter(bool), st.none() | text.filter(lambda value: value != NULL_PARTITION)))
 def test_what_is_spelled_in_folders_is_read_from_them(values: dict[str, str | None]) -> None:
     folders = [f"{quote(name, safe='')}={NULL_PARTITION if value is None else quote(value, safe='')}" for name, value in values.items()]
@@ -45,7 +44,6 @@ def test_other_spellings_are_text(values: set[str | None]) -> None:
     assert partition_type(values) == pa.string()
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**18) + 1, 10**18 - 1))
 def test_integers_come_back_from_their_spelling(number: int) -> None:
     assert partition_type({str(number)}) == pa.int64()

@@ -243,7 +243,7 @@ paths = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(stems=st.lists(paths, min_size=1, max_size=4))
 def test_different_inputs_have_different_outputs(stems: list[str]) -> None:
     """Neighbours that an ending, a quote or a leading mark tells apart."""
@@ -251,7 +251,7 @@ def test_different_inputs_have_different_outputs(stems: list[str]) -> None:
     assert len({output_name(path) for path in inputs}) == len(inputs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(path=paths)
 def test_every_output_is_a_visible_parquet_file_in_the_folder_itself(path: str) -> None:
     name = output_name(path)
@@ -280,7 +280,7 @@ def test_output_names_are_frozen(path: str, name: str) -> None:
     assert output_name(path) == name
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(path=paths)
 def test_every_output_name_can_be_written_and_is_found(path: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     output = OutputFolder.open(str(tmp_path_factory.mktemp("named")))

@@ -373,7 +373,7 @@ def headers_of(content: bytes, metadata: pq.FileMetaData) -> list[tuple[int, int
 HEADERS = {codec: headers_of(*file) for codec, file in FILES.items()}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(codec=st.sampled_from(CODECS), budget=st.sampled_from([100, 10_000, 64 * MIB]), data=st.data())
 def test_a_damaged_file_is_passed_or_refused_by_column_and_never_raises(codec: str, budget: int, data: st.DataObject) -> None:
     content, metadata = FILES[codec]

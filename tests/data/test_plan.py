@@ -28,14 +28,14 @@ def batches(plan: Plan, epoch: int) -> list[list[int]]:
     return [np.concatenate([o[a:b] for o, a, b in zip(orders, s.begin, s.end, strict=True)]).tolist() for s in plan.steps()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plan=plans, epoch=st.integers(0, 3))
 def test_every_row_comes_once_an_epoch(plan: Plan, epoch: int) -> None:
     rows = [row for batch in batches(plan, epoch) for row in batch]
     assert sorted(rows) == list(range(plan.num_rows))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plan=plans)
 def test_no_step_exceeds_the_global_batch_and_none_is_empty(plan: Plan) -> None:
     steps = list(plan.steps())
@@ -45,7 +45,7 @@ def test_no_step_exceeds_the_global_batch_and_none_is_empty(plan: Plan) -> None:
     assert steps[-1].index == plan.num_steps - 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plan=plans, first=st.integers(0, 300))
 def test_steps_from_a_later_one_on_are_the_rest_of_the_epoch(plan: Plan, first: int) -> None:
     rest = [step for step in plan.steps() if step.index >= first]
@@ -56,13 +56,13 @@ def as_lists(step: Step) -> tuple[int, list[int], list[int], int]:
     return step.index, step.begin.tolist(), step.end.tolist(), step.num_rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(plan=plans)
 def test_steps_with_rows_are_counted_without_taking_them(plan: Plan) -> None:
     assert plan.num_steps_with_rows == len(list(plan.steps()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans)
 def test_a_shard_gives_its_rotated_share_until_it_is_exhausted(plan: Plan) -> None:
     """The formula of architecture.md, written out with no shortcut."""
@@ -77,7 +77,7 @@ def test_a_shard_gives_its_rotated_share_until_it_is_exhausted(plan: Plan) -> No
     assert sum(given_rows) == plan.num_rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(num_rows=st.integers(64, 257), num_shards=st.integers(1, 8), size=st.integers(8, 64))
 def test_batches_are_full_until_shards_run_out(num_rows: int, num_shards: int, size: int) -> None:
     steps = list(Plan(num_rows, num_shards, size, 0, 10**6).steps())
@@ -85,7 +85,7 @@ def test_batches_are_full_until_shards_run_out(num_rows: int, num_shards: int, s
     assert [step.num_rows for step in steps[:full]] == [size] * full
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plan=plans, epoch=st.integers(0, 3))
 def test_rows_are_permuted_within_windows_and_windows_too(plan: Plan, epoch: int) -> None:
     for shard in range(plan.num_shards):
@@ -176,7 +176,7 @@ group_counts = st.lists(st.tuples(*[st.one_of(st.just(0), st.integers(0, 12))] *
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     counts=group_counts, num_shards=st.integers(1, 12), num_workers=st.integers(1, 6), sides=st.sampled_from([[0], [1], [0, 1], [0, 1, 2]])
 )
@@ -188,7 +188,7 @@ def test_readings_put_every_row_at_its_place_and_none_twice(counts: Integers, nu
             assert held[side] == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=group_counts.filter(lambda counts: counts[:, 0].sum() > 0), num_shards=st.integers(1, 12), size=st.integers(1, 20))
 def test_the_global_batch_does_not_depend_on_the_workers(counts: Integers, num_shards: int, size: int) -> None:
     plan = Plan(int(counts[:, 0].sum()), num_shards, size, 3, 5)
@@ -223,7 +223,7 @@ def test_a_side_without_rows_is_read_by_nobody(num_workers: int) -> None:
     assert list(readings_by_rank(row_groups(2), counts, [1], 4, num_workers)) == [[]] * num_workers
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=group_counts, num_shards=st.integers(1, 12), num_workers=st.integers(1, 6))
 def test_what_one_worker_reads_is_its_part_of_what_all_read(counts: Integers, num_shards: int, num_workers: int) -> None:
     groups = row_groups(len(counts))

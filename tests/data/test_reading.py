@@ -171,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("t")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(made=tables(), layout=layouts, max_bytes=st.sampled_from([700, 2_000, 10_000, MAX_BATCH_BYTES]))
 def test_slices_together_are_what_pyarrow_reads(
     folder: Path, made: tuple[pa.Table, pa.Schema], layout: dict[str, Any], max_bytes: int
@@ -511,7 +511,7 @@ MIXED = pa.table(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(codec=st.sampled_from(["none", "snappy", "zstd"]), max_bytes=st.sampled_from([30_000, MIB]), data=st.data())
 def test_a_file_with_damaged_pages_is_read_or_refused_by_name(folder: Path, codec: str, max_bytes: int, data: st.DataObject) -> None:
     path = write(folder / f"{codec}.parquet", MIXED, compression=codec, row_group_size=120)

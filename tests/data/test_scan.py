@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import data.scan
@@ -229,7 +229,6 @@ def group(number: int, num_rows: int) -> RowGroup:
     return RowGroup(f"file-{number}", f"{number:064x}", 0, 0, num_rows)
 
 
-@settings(deadline=None)
 @example(sizes=[0, 5, 5], max_tasks=2)
 @given(sizes=st.lists(st.integers(0, 10**7), min_size=1, max_size=60).filter(any), max_tasks=st.integers(1, 20))
 def test_runs_cover_every_row_group_once_in_order_and_are_few(sizes: list[int], max_tasks: int) -> None:

@@ -76,7 +76,7 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
         assert found[name].tobytes() == array.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_rows=st.integers(1, 40),
     cuts=st.lists(st.integers(0, 40), max_size=5),
@@ -123,7 +123,7 @@ def test_an_array_of_another_width_is_refused_by_file() -> None:
         to_blocks(arrays, SHAPES, 0, 0, 2, "file.parquet")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(begin=st.integers(0, 10), length=st.integers(0, 10), dtype=st.sampled_from(["float32", "bool", "int32", "float64"]))
 def test_numbers_leave_a_sliced_and_chunked_block_unchanged(begin: int, length: int, dtype: str) -> None:
     numbers = (np.arange(30).reshape(10, 3) % (2 if dtype == "bool" else 100)).astype(dtype)
@@ -276,7 +276,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, TableEnco
     return open_table(str(path)), TableEncoding(schema, (NUMBERED,), None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     fractions=st.sampled_from([(0.0, 0.0), (0.5, 0.2), (0.3, 0.0), (0.05, 0.9), (1.0, 0.0)]),
     sides=st.sampled_from([[0], [1], [0, 1], [0, 1, 2]]),
@@ -316,7 +316,7 @@ def test_every_place_is_filled_once_by_the_row_that_belongs_there_whatever_the_s
         assert found == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(begin=st.integers(0, 30), length=st.integers(0, 30), place=st.integers(0, 10**12), cuts=st.lists(st.integers(1, 29), max_size=8))
 def test_a_target_of_any_rows_of_a_group_is_read_from_any_slices(
     numbered: tuple[Table, TableEncoding], begin: int, length: int, place: int, cuts: list[int]

@@ -270,7 +270,7 @@ def test_fractions_hold_up_to_sampling_error(many_hashes: NDArray[np.uint64], fr
         assert error <= 5 * math.sqrt(fraction * (1 - fraction) / NUM_ROWS)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=st.integers(-(2**62), 2**62), step=st.integers(1, 2**40), validation=st.floats(0, 0.5), test=st.floats(0, 0.5))
 def test_fractions_hold_for_any_regular_keys(first: int, step: int, validation: float, test: float) -> None:
     n = 4000

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -73,7 +73,6 @@ def test_a_far_offset_costs_no_variance() -> None:
     np.testing.assert_allclose(found.squares[0] / found.count[0], np.var(values - 1e9), rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(leaves=st.lists(st.lists(maybe_numbers, max_size=6), min_size=1, max_size=6))
 def test_merged_leaves_equal_numpy_with_nulls(leaves: list[list[float | None]]) -> None:
     found = merged([leaf(values, pa.float64()) for values in leaves])
@@ -91,7 +90,6 @@ def test_merged_leaves_equal_numpy_with_nulls(leaves: list[list[float | None]]) 
     assert moments(found).maximum[0] == present.max()
 
 
-@settings(deadline=None)
 @given(values=st.lists(st.lists(st.one_of(st.none(), numbers), min_size=3, max_size=3), min_size=1, max_size=8), cut=st.integers(0, 8))
 def test_merged_vectors_equal_numpy_by_element(values: list[list[float | None]], cut: int) -> None:
     kind = pa.list_(pa.float64())
@@ -176,7 +174,6 @@ def test_numbers_of_every_type_become_float64_with_nan_for_null(kind: pa.DataTyp
     assert to_float64(array).dtype == np.float64
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from([pa.int32(), pa.string(), pa.dictionary(pa.int32(), pa.string())]),
     values=st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=20),
@@ -205,7 +202,6 @@ def test_the_fold_in_file_order_is_the_same_to_the_last_bit_and_leaves_its_leave
     assert [plain(summary) for summary in leaves] == before
 
 
-@settings(deadline=None)
 @given(leaves=st.lists(st.lists(st.one_of(st.none(), st.integers(0, 9)), max_size=8), min_size=1, max_size=5))
 def test_values_are_counted_and_known_to_differ(leaves: list[list[int | None]]) -> None:
     found = merged([leaf(values, pa.int64()) for values in leaves])
@@ -231,7 +227,6 @@ COUNTED: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 ]
 
 
-@settings(deadline=None)
 @given(data=st.data(), typed=st.sampled_from(COUNTED))
 def test_counts_of_any_type_are_those_of_python(data: st.DataObject, typed: tuple[pa.DataType, st.SearchStrategy[Any]]) -> None:
     kind, cells = typed
@@ -331,7 +326,6 @@ def test_the_ends_of_decimals_are_exact_beyond_float64() -> None:
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
-@settings(deadline=None)
 @given(leaves=st.lists(st.lists(finite, max_size=20), min_size=1, max_size=5), q=st.floats(0, 1))
 def test_quantiles_are_those_of_the_values_to_a_64th(leaves: list[list[float]], q: float) -> None:
     found = merged([leaf(values, pa.float64()) for values in leaves])
@@ -342,7 +336,6 @@ def test_quantiles_are_those_of_the_values_to_a_64th(leaves: list[list[float]], 
         np.testing.assert_allclose(found.sketch.quantile(q), exact, rtol=1 / 64, atol=2.3e-308)
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from([pa.float64(), pa.int64(), pa.int16(), pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.int8())]),
     numbers=st.lists(st.one_of(st.none(), st.integers(-5, 5)), max_size=40),

@@ -203,7 +203,7 @@ def test_moments_of_too_many_counts_to_be_counted_are_those_of_the_sketch() -> N
     assert abs(column.log_scale - logs.std()) < 1 / 128
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     values=st.lists(st.integers(0, MAX_RAW_COUNT), min_size=25, max_size=60, unique=True),
     drawn=st.lists(st.floats(-10, 1e12), min_size=1, max_size=9),

@@ -101,7 +101,7 @@ def test_a_good_bundle_opens_from_memory() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_changed_byte_is_refused(name: str, data: st.DataObject) -> None:
     content = bytearray(saved()[name])

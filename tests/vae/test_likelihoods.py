@@ -22,7 +22,7 @@ from vae.discretised import DiscretisedGaussian, WarpedDiscretisedGaussian
 from vae.grids import asinh_step
 from vae.normal_mass import NARROW, Interval, log_ndtr, log_normal_mass, sum_log_mass
 
-some_examples = settings(max_examples=60, deadline=None)
+some_examples = settings(max_examples=60)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
 Scaled = Gaussian | DiscretisedGaussian | WarpedDiscretisedGaussian
@@ -135,7 +135,7 @@ interval_middles = st.floats(-50, 50)
 interval_half_widths = st.one_of(st.floats(-8, 1).map(lambda e: 10**e), st.floats(0.4 * NARROW, 0.6 * NARROW))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(middle=interval_middles, half_width=interval_half_widths)
 def test_interval_mass_in_float64_is_exact_to_the_error_that_its_docstring_states(middle: float, half_width: float) -> None:
     actual, exact = log_mass_of(middle, half_width, torch.float64)
@@ -162,7 +162,7 @@ def test_a_range_of_one_value_has_all_mass_in_it() -> None:
     assert log_mass_of(40.0, 0.1, torch.float64, at_lower=True, at_upper=True)[0] == 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     middle=st.floats(-30, 30),
     half_width=st.one_of(st.floats(-5, -2.5), st.floats(-2, 1)).map(lambda e: 10**e),
@@ -302,7 +302,7 @@ warp_widths = st.floats(-1, 4).map(lambda e: 10**e)
 
 
 @both_precisions
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(twice=st.one_of(st.integers(0, 40), st.floats(1, 63).map(lambda e: int(2**e))), width=st.floats(-3, 9).map(lambda e: 10**e))
 def test_a_step_of_asinh_is_exact_to_the_error_that_its_docstring_states(twice: int, width: float, dtype: torch.dtype) -> None:
     start, divisor = torch.tensor(twice / 2, dtype=dtype), torch.tensor(width, dtype=dtype)
@@ -378,7 +378,7 @@ def exact_warped_log_mass(k: int, width: float, location: float, scale_of_noise:
         return log_mass_between(below, mpmath.inf if k == upper else standardised(k + half))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     k=st.one_of(st.integers(-50, 50), st.integers(-(10**12), 10**12)),
     width=warp_widths.map(lambda w: round(w * 1024) / 1024),
@@ -520,7 +520,6 @@ def test_maximum_likelihood_puts_the_share_of_zeros_at_zero_when_zero_is_the_low
 # Bernoulli and categorical
 
 
-@settings(deadline=None)
 @given(logit=st.floats(-1e4, 1e4))
 def test_bernoulli_probabilities_sum_to_one(logit: float) -> None:
     for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
@@ -607,7 +606,7 @@ def assert_finite(likelihood: Likelihood, output: float, values: Tensor) -> None
 extremes = st.one_of(float32s, st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e15, 1e30, 3e38]).flatmap(lambda x: st.sampled_from([x, -x])))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=extremes, location=extremes, log_scale=extremes)
 def test_no_finite_value_location_or_scale_gives_a_nan_or_an_infinity(value: float, location: float, log_scale: float) -> None:
     small, large = integer_field(-128, 127, 3.0, 60.0), integer_field(-(2**63), 2**63 - 1, 1e9, 1e12)
@@ -622,7 +621,6 @@ def test_no_finite_value_location_or_scale_gives_a_nan_or_an_infinity(value: flo
         assert_finite(pixels, location, torch.tensor([[pixel]], dtype=torch.uint8))
 
 
-@settings(deadline=None)
 @given(logit=st.floats(-(2.0**126), 2.0**126, width=32, allow_subnormal=False))  # differences of logits are floats, too
 def test_no_finite_logit_gives_a_nan_or_an_infinity(logit: float) -> None:
     for value in (0, 1):

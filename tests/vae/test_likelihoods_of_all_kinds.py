@@ -189,7 +189,7 @@ def stored_extremes(case: Case, value: float) -> Tensor:
 
 
 @every_case
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=extremes, outputs=st.lists(extremes, min_size=15, max_size=15), parameter=extremes, bfloat16=st.booleans())
 def test_no_finite_value_output_or_parameter_gives_a_nan_or_an_infinity(
     case: Case, value: float, outputs: list[float], parameter: float, bfloat16: bool

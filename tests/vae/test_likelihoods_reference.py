@@ -97,7 +97,7 @@ def exact_log_mass(middle: float, half_width: float, at_lower: bool, at_upper: b
 
 
 @both_precisions
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     middle=st.one_of(st.floats(-20, 20), st.floats(-300, 300)),
     half_width=st.floats(-7, 2).map(lambda e: 10**e),

@@ -31,7 +31,7 @@ FIELDS: list[dict[str, Any]] = [
 ]
 NAMES = [str(field["name"]) for field in FIELDS]
 STORAGE = {"boolean": torch.int8, "categorical": torch.int32, "image_0": torch.uint8, "image_1": torch.uint8}
-few_examples = settings(max_examples=20, deadline=None)
+few_examples = settings(max_examples=20)
 
 
 def generator(seed: int) -> torch.Generator:

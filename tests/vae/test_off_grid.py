@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +27,6 @@ def warp(lower: float = -NO_END, off_grid: bool = True) -> dict[str, object]:
     return {"size": 1, "width": [WIDTH], "mean": [MEAN], "scale": [SCALE], "off_grid": off_grid} | ends
 
 
-@settings(deadline=None)
 @given(x=st.floats(-1e4, 1e4))
 @example(x=0.0)
 @example(x=0.02)

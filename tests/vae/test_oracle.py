@@ -20,7 +20,7 @@ from vae.posteriors import DiagonalGaussian
 from vae.priors import StandardNormal
 
 seeds = st.integers(0, 2**32 - 1)
-few_examples = settings(max_examples=25, deadline=None)
+few_examples = settings(max_examples=25)
 
 
 def randn(seed: int, *shape: int) -> Tensor:

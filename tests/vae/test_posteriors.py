@@ -43,16 +43,25 @@ def test_kl_to_the_standard_normal_is_torchs(table: tuple[Tensor, Tensor, Tensor
 
 
 @given(table=tables)
-def test_kl_to_the_standard_normal_is_the_sum_of_its_parts_and_so_are_its_gradients(table: tuple[Tensor, Tensor, Tensor]) -> None:
-    q_z = DiagonalGaussian(table[0].clone().requires_grad_(), table[1].clone().requires_grad_())
-    prior = StandardNormal(q_z.mean.shape[1])
-    parts = q_z.kl_by_dimension(prior)
-    assert parts is not None
-    expected, found = parts.sum(-1), q_z.kl(prior)
-    assert_equal(found, expected)
-    weights = torch.linspace(-1, 2, len(found), dtype=torch.float64)
-    for one, other in zip(*(torch.autograd.grad((weights * kl).sum(), q_z.parameters) for kl in (found, expected)), strict=True):
-        assert_equal(one, other)
+def test_a_sample_with_its_kl_is_both_and_so_are_their_gradients(table: tuple[Tensor, Tensor, Tensor]) -> None:
+    mean, log_scale, noise = table
+    outputs = torch.cat([mean, log_scale], -1).requires_grad_()  # some of them beyond the bounds
+    q_z, prior = DiagonalGaussian.from_outputs(outputs, mean.shape[1]), StandardNormal(mean.shape[1])
+    apart = DiagonalGaussian(*q_z.parameters)
+    expected, found = (apart.rsample(noise), apart.kl(prior)), q_z.rsample_with_kl(noise, prior)
+    assert_equal(found[0], expected[0])
+    assert_equal(found[1], expected[1])
+    weights = torch.linspace(-1, 2, len(mean), dtype=torch.float64)
+    sums = [(weights * kl).sum() + (weights[:, None] * z.sin()).sum() for z, kl in (found, expected)]
+    assert_equal(*(torch.autograd.grad(total, outputs)[0] for total in sums))
+
+
+def test_a_bounded_log_scale_gets_no_gradient_from_a_sample_with_its_kl() -> None:
+    outputs = torch.tensor([[0.5, -0.5, MAX_LOG_SCALE + 1, MIN_LOG_SCALE - 1]], dtype=torch.float64, requires_grad=True)
+    z, kl = DiagonalGaussian.from_outputs(outputs, 2).rsample_with_kl(torch.ones(1, 2, dtype=torch.float64), StandardNormal(2))
+    (gradient,) = torch.autograd.grad(z.sum() + kl.sum(), outputs)
+    assert (gradient[0, :2] != 0).all()
+    assert (gradient[0, 2:] == 0).all()
 
 
 def test_kl_is_zero_at_the_prior_and_only_there() -> None:

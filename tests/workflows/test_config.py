@@ -190,8 +190,8 @@ def test_what_fails_because_of_a_stop_is_a_stop() -> None:
             try:
                 raise KeyboardInterrupt
             finally:
-                {}["the workers, which got the signal too"]
-        except KeyError as error:
+                raise ConnectionError("the workers got the signal too")
+        except ConnectionError as error:
             raise RuntimeError("an actor died") from error
 
     with pytest.raises(RuntimeError) as caught:

@@ -29,7 +29,8 @@ def test_jobs_that_start_together_make_one_new_store(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OPEN, uri]
     jobs = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(NUM_JOBS)]
     for job in jobs:
-        assert job.stdout and job.stdout.readline() == "ready\n"
+        assert job.stdout
+        assert job.stdout.readline() == "ready\n"
     for job in jobs:
         assert job.stdin
         job.stdin.write("go\n")

@@ -76,7 +76,7 @@ def steps_of(plan: Plan, num_workers: int, epoch: int, first: int = 0) -> dict[i
     return {step: sorted(pairs) for step, pairs in found.items()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=plans, num_workers=st.integers(2, 4), epoch=st.integers(0, 3))
 def test_rows_and_noise_of_every_step_do_not_depend_on_the_workers(plan: Plan, num_workers: int, epoch: int) -> None:
     one = steps_of(plan, 1, epoch)
@@ -85,14 +85,14 @@ def test_rows_and_noise_of_every_step_do_not_depend_on_the_workers(plan: Plan, n
     assert {step: len(pairs) for step, pairs in one.items()} == {step.index: step.num_rows for step in plan.steps()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=plans, first=st.integers(0, 60), num_workers=st.integers(1, 3))
 def test_an_epoch_that_goes_on_from_a_step_takes_the_same_steps_as_the_whole(plan: Plan, first: int, num_workers: int) -> None:
     rest = {step: pairs for step, pairs in steps_of(plan, 1, 1).items() if step >= first}
     assert steps_of(plan, num_workers, 1, first) == rest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=plans, num_workers=st.integers(2, 4), stretch_bytes=st.integers(1, 2000))
 def test_workers_meet_after_the_same_steps(plan: Plan, num_workers: int, stretch_bytes: int) -> None:
     ends: list[list[int]] = []
@@ -105,7 +105,7 @@ def test_workers_meet_after_the_same_steps(plan: Plan, num_workers: int, stretch
     assert all(of_rank == ends[0] for of_rank in ends)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=plans, num_workers=st.integers(1, 3), first=st.integers(0, 40))
 def test_streamed_rows_are_those_held_in_memory(plan: Plan, num_workers: int, first: int) -> None:
     for rank in range(num_workers):
@@ -140,7 +140,7 @@ def test_noise_is_standard_normal_and_differs_between_rows_epochs_and_shards() -
     assert abs(flat.var() - 1) < 4 * np.sqrt(2 / flat.size)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=plans, num_workers=st.integers(1, 4), num_samples=st.integers(1, 3))
 def test_the_score_is_that_of_one_process_in_float64(plan: Plan, num_workers: int, num_samples: int) -> None:
     model, rows = small_model(), rows_of(plan.num_rows)
