@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.lean import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM, Lean, lean_model
+from benchmarks.lean import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM, LIKELIHOODS, Lean, lean_model
 
 
 def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any, dict[str, Tensor]]:
@@ -39,6 +39,7 @@ def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any,
     from data.reading import RowReader
     from data.statistics import merge_all, summarise_table
     from data.table import open_table
+    from data.wishes import with_likelihoods
     from vae.model import VAE
     from workflows.architecture import architecture
     from workflows.model_config import ModelConfig
@@ -47,7 +48,7 @@ def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any,
     with RowReader(table.filesystem, table.schema) as reader:
         slices = [rows for group in table.row_groups() for _, rows in reader.slices(group)]
     summary = merge_all(summarise_table(rows, (len(rows), 0, 0)) for rows in slices)
-    columns = decide_columns(table.schema, summary, key, {}, Rules())
+    columns = with_likelihoods(decide_columns(table.schema, summary, key, {}, Rules()), summary, LIKELIHOODS.get(workload, {}))
     encoding = TableEncoding(table.schema, tuple(columns), key)
     parts = [encoding.encode(rows, path) for rows in slices]
     arrays = {name: torch.from_numpy(np.ascontiguousarray(np.concatenate([part[name] for part in parts]))) for name in parts[0]}

@@ -1,8 +1,8 @@
 """The models of benchmarks/train.py and step.py written by hand for one table each, in plain PyTorch.
 
-They have the likelihoods that workflows/architecture.py gives the table: what follows from the data alone is computed once (one-hot
-categories) or without branches (intervals' ends), flags that are always true are in the encoder's bias, the discretised Gaussian has its
-gradient by hand.
+They have the likelihoods that workflows/architecture.py gives the table, but for LIKELIHOODS: what follows from the data alone is computed
+once (one-hot categories) or without branches (intervals' ends), flags that are always true are in the encoder's bias, the discretised
+Gaussian has its gradient by hand.
 
 Shapes: N rows, B rows of a step, D cells of a field, F features, L latent dimensions, C categorical columns, K categories in all.
 """
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 HIDDEN_DIMS = {"W1": [512, 256], "W2": [128, 128], "W3": [256]}
 LATENT_DIM = {"W1": 32, "W2": 128, "W3": 16}
 BATCH_ROWS = {"W1": 256, "W2": 500, "W3": 4096}
+# Of the pixels of W1: the mixture that they have by default is not written by hand here.
+LIKELIHOODS = {"W1": {"pixels": "discretised_gaussian"}}
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 SQRT_HALF = math.sqrt(0.5)
 OPEN_END = 1e4  # stands for infinity, in standard deviations of the data

@@ -2,7 +2,7 @@
 
     python benchmarks/train.py [--workloads W1,W2,W3] [--variants tuned,product1] [--rounds 3] [--epochs 3] [--rows_fraction 1.0]
 
-    W1  60,000 rows of 784 uint8 pixels               MLP 512-256, latent 32, global batch 256
+    W1  60,000 rows of 784 uint8 pixels               MLP 512-256, latent 32, global batch 256, discretised Gaussian
     W2  200,000 rows, 20 numeric and 10 categorical columns, 5 % nulls    MLP 128-128, latent 128, batch 500
     W3  1,000,000 rows of 64 float32                  MLP 256, latent 16, batch 4096
 
@@ -45,7 +45,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data import tabular
-from benchmarks.lean import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM
+from benchmarks.lean import BATCH_ROWS, HIDDEN_DIMS, LATENT_DIM, LIKELIHOODS
 from benchmarks.process_tree import Tree, watch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +109,7 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
         "data.validation_fraction": 0,
         "model.hidden_dims": HIDDEN_DIMS[workload],
         "model.latent_dim": LATENT_DIM[workload],
+        "model.likelihoods": json.dumps(LIKELIHOODS.get(workload, {})),
         "model.null_pattern": False,  # nor do they model which cells are there
         "training.global_batch_size": BATCH_ROWS[workload],
         "training.epochs": epochs,

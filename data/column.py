@@ -71,7 +71,7 @@ class Column:
     @property
     def field_likelihood(self) -> str | None:
         """The likelihood's name where it is not the default of such fields."""
-        return None if self.likelihood == default_likelihood(self.field_kind, self.integer) else self.likelihood
+        return None if self.likelihood == default_likelihood(self.field_kind, self.integer, self.size) else self.likelihood
 
     @property
     def size(self) -> int:

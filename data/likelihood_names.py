@@ -12,7 +12,7 @@ COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 # Densities of pixels (continuous_bernoulli) and probabilities of black and white ones (bernoulli).
 SHADES = ("continuous_bernoulli", "bernoulli")
 NAMES = (*CONTINUOUS, *MASSES, *WARPED_MASSES, *COUNTS, *SHADES, "categorical")
-# What a kind of field has where nothing is named, but for lists of whole numbers.
+# What a kind of field has where nothing is named, but for vectors of whole numbers and large images.
 DEFAULTS = {
     "numeric": "gaussian",
     "integer": "discretised_logistics",
@@ -20,13 +20,19 @@ DEFAULTS = {
     "boolean": "bernoulli",
     "categorical": "categorical",
     "vector": "gaussian",
-    "image": "discretised_gaussian",
+    "image": "discretised_logistics",
 }
+# Pixels, times channels, of the largest image that has a mixture by default: it takes 15 numbers a pixel of every row of a step.
+MAX_MIXTURE_PIXELS = 64 * 64
 
 
-def default_likelihood(field_kind: str, whole: bool) -> str | None:
-    """Returns what a kind of field has where nothing is named, None for counts, which are named; whole: its types are of integers."""
-    return "discretised_gaussian" if field_kind == "vector" and whole else DEFAULTS.get(field_kind)
+def default_likelihood(field_kind: str, whole: bool, size: int = 1) -> str | None:
+    """Returns what a kind of field has where nothing is named, None for counts, which are named.
+
+    whole: its types are of integers; size: its cells per row.
+    """
+    whole_list = whole and (field_kind == "vector" or (field_kind == "image" and size > MAX_MIXTURE_PIXELS))
+    return "discretised_gaussian" if whole_list else DEFAULTS.get(field_kind)
 
 
 def possible_likelihoods(kind: str, whole: bool, gridded: bool) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def model_field(field: Field, encoding: TableEncoding) -> dict[str, Any]:
 def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
     columns = field.columns
     whole_list = field.kind in ("vector", "image") and columns[0].integer
-    name = field.likelihood or default_likelihood(field.kind, whole_list)
+    name = field.likelihood or default_likelihood(field.kind, whole_list, field.size)
     assert name is not None
     if field.kind == "categorical":
         return {"likelihood": name, "sizes": [column.num_codes for column in columns]}

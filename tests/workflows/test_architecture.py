@@ -229,6 +229,13 @@ def test_components_of_a_density_are_no_narrower_than_half_a_step() -> None:
     assert height.resolution is None
 
 
+@pytest.mark.parametrize(("side", "expected"), [(8, "discretised_logistics"), (64, "discretised_logistics"), (65, "discretised_gaussian")])
+def test_pixels_have_a_mixture_where_nothing_is_named_and_one_scale_in_large_images(side: int, expected: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, side * side), np.uint8)
+    encoding = fit(pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), side * side)}))
+    assert told(encoding)["image_0"]["likelihood"] == expected
+
+
 def test_binarised_pixels_are_a_bernoullis_where_nothing_is_named() -> None:
     encoding = fit(mixed(), overrides={"pixels": {"kind": "image", "binarize": "per_epoch"}})
     assert told(encoding)["image_0"]["likelihood"] == "bernoulli"
