@@ -26,6 +26,7 @@ class Narrator:
         self.config, self.log = config, log
         self.said_at = time.monotonic()
         self.is_terminal = sys.stderr.isatty()
+        self.first_elbo: float | None = None  # of the training rows, in the first epoch without a part of the KL's warm-up
         self.best: tuple[int, float] | None = None
         self.told: set[str] = set()
         self.num_workers = 0
@@ -90,6 +91,7 @@ class Narrator:
                 "%d steps were skipped: their gradients were not finite",
                 entry["train/skipped_steps"],
             )
+        self.look_for_divergence(entry)
         if validation is not None:
             self.look_for_trouble(
                 int(entry["epoch"]),
@@ -118,6 +120,22 @@ class Narrator:
                 self.best[1],
                 self.best[0] + 1,
                 training.patience,
+            )
+
+    def look_for_divergence(self, entry: Mapping[str, float]) -> None:
+        """Says once when an epoch leaves the training rows worse than the first one did."""
+        elbo, warmup = entry.get("train/elbo_nats_per_row"), self.config.objective
+        if elbo is None or entry["step"] <= 2 * warmup.kl_warmup_steps * warmup.kl_warmup_cycles:
+            return
+        if self.first_elbo is None:
+            self.first_elbo = elbo
+        elif not elbo >= self.first_elbo:
+            self.tell_once(
+                "diverges",
+                "training diverges: the train ELBO, %.3f, is below the %.3f that it began with; the best epoch's weights are kept; "
+                "stop, and try a lower --training.learning_rate or --training.max_gradient_norm under another --run.name",
+                elbo,
+                self.first_elbo,
             )
 
     def tell_once(self, what: str, text: str, *values: object) -> None:

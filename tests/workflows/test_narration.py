@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from workflows.config import DataConfig, TrainConfig
 from workflows.metrics_log import MetricsLog
-from workflows.model_config import ModelConfig, TrainingConfig
+from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 from workflows.narration import Narrator, duration
 
 
@@ -56,6 +57,20 @@ def test_a_validation_elbo_that_stands_still_is_said_with_its_best_epoch(narrato
     for number, elbo in enumerate([-6.0, -5.0, -5.1, -5.2, -5.3, -5.1, -5.1, -5.1]):
         narrator.hear(epoch(number, elbo))
     assert caplog.text.count("validation ELBO stands still: the best, -5.000, was in epoch 2") == 1
+
+
+def test_a_training_that_diverges_is_said_once(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    for number, elbo in enumerate([-8.0, -5.0, -7.9, -8.1, -1e5, float("nan"), -5.0]):
+        narrator.hear(epoch(number, elbo))
+        assert ("training diverges" in caplog.text) == (number >= 3)
+    assert caplog.text.count("training diverges: the train ELBO, -8.100, is below the -8.000 that it began with") == 1
+
+
+def test_an_elbo_that_falls_while_the_kl_gains_weight_is_no_divergence(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    narrator.config = replace(narrator.config, objective=ObjectiveConfig(kl_warmup_steps=20))
+    for number, elbo in enumerate([-5.0, -6.0, -7.0, -8.0, -7.0, -6.0]):
+        narrator.hear(epoch(number, elbo))
+    assert "diverges" not in caplog.text
 
 
 def test_skipped_steps_and_lost_workers_are_said(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
