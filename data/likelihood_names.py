@@ -22,8 +22,8 @@ DEFAULTS = {
     "vector": "gaussian",
     "image": "discretised_logistics",
 }
-# Pixels, times channels, of the largest image that has a mixture by default: it takes 15 numbers a pixel of every row of a step.
-MAX_MIXTURE_PIXELS = 64 * 64
+# Pixels, times channels, of the largest image that has a mixture by default: of every row that is scored at once, it takes 15 numbers a pixel.
+MAX_MIXTURE_PIXELS = 32 * 32
 
 
 def default_likelihood(field_kind: str, whole: bool, size: int = 1) -> str | None:
