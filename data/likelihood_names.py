@@ -22,7 +22,7 @@ DEFAULTS = {
     "vector": "gaussian",
     "image": "discretised_logistics",
 }
-# Pixels, times channels, of the largest image that has a mixture by default, whose 15 numbers a pixel of all rows scored at once take memory.
+# Pixels, times channels, of the largest image that has a mixture by default: 15 numbers a pixel of all rows that are scored at once.
 MAX_MIXTURE_PIXELS = 32 * 32
 
 
