@@ -147,6 +147,22 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(number: in
 
 
 @pytest.mark.slow
+def test_a_stop_of_all_processes_together_is_a_stop(table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """As service managers and schedulers do: the job's own Ray gets the signal too, and there is nobody left to save."""
+    given = options(table, ray_address, 2)
+    alone = (*given[:4], *given[6:])
+    assert ray_address not in alone
+    with running_job(tmp_path, "train.py", *alone) as process:
+        wait_for_steps(tmp_path, 300, process)
+        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                member.terminate()
+        assert process.wait(timeout=120) == 75, (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    assert_same_curve(tmp_path, run_job(tmp_path, "train.py", *given), undisturbed)
+
+
+@pytest.mark.slow
 def test_rows_that_do_not_fit_are_streamed_and_the_numbers_stay(
     table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
