@@ -230,6 +230,7 @@ POSTERIORS: dict[str, type[Posterior]] = {"diagonal": DiagonalGaussian, "full": 
 
 
 def sampled_with_kl(q_z: Posterior, noise: Tensor, prior: LatentDistribution) -> tuple[Tensor, Tensor]:
+    """Returns rsample(noise) and kl(prior, z), one after the other."""
     z = q_z.rsample(noise)
     with without_autocast(z):
         return z, q_z.kl(prior, z)

@@ -17,11 +17,11 @@ from workflows.errors import ServiceError
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """Returns the file of a SQLite store; None where the store is none."""
+    """Returns the absolute path of a SQLite store's file; None where the store is none."""
     if not tracking_uri.startswith("sqlite"):
         return None
     file = make_url(tracking_uri).database
-    return Path(file) if file else None
+    return Path(file).absolute() if file else None
 
 
 @contextmanager
@@ -33,13 +33,13 @@ def opening(file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    lock = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{hashlib.sha256(bytes(file.absolute())).hexdigest()[:16]}.lock"
-    with lock.open("w") as locked:
-        fcntl.flock(locked, fcntl.LOCK_EX)
-        try:
+    lock = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{hashlib.sha256(bytes(file)).hexdigest()[:16]}.lock"
+    try:
+        with lock.open("w") as locked:
+            fcntl.flock(locked, fcntl.LOCK_EX)
             file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(file)) as connection:
                 connection.execute("PRAGMA schema_version")
-        except (OSError, sqlite3.Error) as error:
-            raise ServiceError(f"MLflow's store {file} cannot be opened: {error}; see registry.tracking_uri") from error
-        yield
+            yield
+    except (OSError, sqlite3.Error) as error:
+        raise ServiceError(f"MLflow's store {file} cannot be opened: {error}; see registry.tracking_uri") from error

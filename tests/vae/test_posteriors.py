@@ -43,6 +43,19 @@ def test_kl_to_the_standard_normal_is_torchs(table: tuple[Tensor, Tensor, Tensor
 
 
 @given(table=tables)
+def test_kl_to_the_standard_normal_is_the_sum_of_its_parts_and_so_are_its_gradients(table: tuple[Tensor, Tensor, Tensor]) -> None:
+    q_z = DiagonalGaussian(table[0].clone().requires_grad_(), table[1].clone().requires_grad_())
+    prior = StandardNormal(q_z.mean.shape[1])
+    parts = q_z.kl_by_dimension(prior)
+    assert parts is not None
+    expected, found = parts.sum(-1), q_z.kl(prior)
+    assert_equal(found, expected)
+    weights = torch.linspace(-1, 2, len(found), dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad((weights * kl).sum(), q_z.parameters) for kl in (found, expected)), strict=True):
+        assert_equal(one, other)
+
+
+@given(table=tables)
 def test_a_sample_with_its_kl_is_both_and_so_are_their_gradients(table: tuple[Tensor, Tensor, Tensor]) -> None:
     mean, log_scale, noise = table
     outputs = torch.cat([mean, log_scale], -1).requires_grad_()  # some of them beyond the bounds
