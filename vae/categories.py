@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae.cells import CellDistribution, Likelihood
-from vae.normal_mass import may_look_at
+from vae.host import may_look_at
 from vae.precision import without_autocast
 
 # A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.

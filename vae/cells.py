@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from vae.normal_mass import may_look_at
+from vae.host import may_look_at
 
 # Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae.host import may_look_at
 from vae.logistic_mass import log_logistic_mass
-from vae.normal_mass import Interval, may_look_at, residual
+from vae.normal_mass import Interval, residual
 
 # A mass that float32 holds with all of its components that matter; its smallest normal number is 1e-38.
 SMALLEST_MASS = 1e-25

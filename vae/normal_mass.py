@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vae.host import may_look_at
+
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 SQRT_HALF, SQRT_2 = math.sqrt(0.5), math.sqrt(2)
 LOG_2 = math.log(2)
@@ -31,11 +33,6 @@ def log_ndtr(x: Tensor) -> Tensor:
     tail, rest = x.clamp(max=-1), x.clamp(min=-1)
     log_tail = torch.log(0.5 * torch.special.erfcx(-SQRT_HALF * tail)) - 0.5 * tail.square()
     return torch.where(x < -1, log_tail, torch.log1p(-0.5 * torch.special.erfc(SQRT_HALF * rest)))
-
-
-def may_look_at(tensor: Tensor) -> bool:
-    """Whether code may branch on numbers: elsewhere than on the CPU the host would wait for them, and torch.compile cannot follow."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Interval(NamedTuple):

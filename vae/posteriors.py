@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae.normal_mass import may_look_at
+from vae.host import may_look_at
 from vae.precision import without_autocast
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vae.host import may_look_at
 from vae.model import VAE
-from vae.normal_mass import may_look_at
 from workflows.model_config import TrainingConfig
 
 # So many steps in a row that are not finite end a run.
