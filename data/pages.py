@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 # Bytes that one compressed byte can become, whatever the footer says. The names are pyarrow's; both LZ4 formats are "LZ4" or "UNKNOWN".
@@ -25,8 +23,6 @@ GREATEST_EXPANSION = {
 # Bytes of one decoded value; of BYTE_ARRAY its offset, since its text lies in the page. FIXED_LEN_BYTE_ARRAY says its own.
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 8}
 
-# Read and hashed at once: little enough for a cache, and for an object store a request that is worth its round trip.
-HASHED_BYTES = 2**22
 HEADER_WINDOW_BYTES = 512
 # Statistics lengthen a header; Arrow itself gives up at 16 MiB (kDefaultMaxPageHeaderSize in parquet/column_reader.h).
 MAX_HEADER_BYTES = 1024 * 1024
@@ -47,6 +43,14 @@ NUMBER_FIRST = frozenset((I16, I32, I64, BINARY))
 MAX_OPEN_BUDGETS = 4
 
 
+class Source(Protocol):
+    """What is asked of a file that is read here and there."""
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes | memoryview: ...
+
+    def size(self) -> int: ...
+
+
 class MalformedHeader(ValueError):
     """A page header does not follow the format; the message says at which byte of the file."""
 
@@ -60,7 +64,7 @@ class PageHeader(NamedTuple):
     num_values: int
 
 
-def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, row_group: int, columns: Collection[str], max_bytes: int) -> list[str]:
+def check_pages(source: Source, metadata: pq.FileMetaData, row_group: int, columns: Collection[str], max_bytes: int) -> list[str]:
     """Returns what is wrong with the pages of the named top-level columns in a row group, one line per column.
 
     A line names the column, what was found and what is allowed; no line means that Arrow may decode the pages, each to at most max_bytes.
@@ -93,7 +97,7 @@ def top_level_names(path: str) -> list[str]:
     return [path, *(path[:end] for end, character in enumerate(path) if character == ".")]
 
 
-def chunk_fault(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema, num_rows: int, max_bytes: int) -> int | str:
+def chunk_fault(source: Source, chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema, num_rows: int, max_bytes: int) -> int | str:
     """Returns the bytes of a leaf's largest page (0 where it need not be known), or why its column chunk may not be decoded."""
     repeated = leaf.max_repetition_level > 0
     width = WIDTHS.get(leaf.physical_type) or leaf.length
@@ -110,7 +114,7 @@ def chunk_fault(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, leaf: pq.C
         return f"its page headers cannot be read ({error}): the file is damaged; write it anew"
 
 
-def walk_pages(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, width: int, repeated: bool, max_bytes: int) -> int | str:
+def walk_pages(source: Source, chunk: pq.ColumnChunkMetaData, width: int, repeated: bool, max_bytes: int) -> int | str:
     """Returns the bytes of a chunk's largest page, or its pages' first fault. Begins and ends where Arrow does. Raises MalformedHeader."""
     position, num_values, file_bytes = first_page(chunk), chunk.num_values, source.size()
     end = position + chunk.total_compressed_size
@@ -134,13 +138,26 @@ def walk_pages(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData, width: int,
     return largest
 
 
+def chunks_of(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> Iterator[pq.ColumnChunkMetaData]:
+    """Yields the column chunks of the named top-level columns."""
+    group = metadata.row_group(row_group)
+    for chunk in map(group.column, range(group.num_columns)):
+        if any(name in columns for name in top_level_names(chunk.path_in_schema)):
+            yield chunk
+
+
+def first_byte(chunk: pq.ColumnChunkMetaData) -> int:
+    """Returns the position of a chunk's first page, whatever it is."""
+    return min(int(offset) for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None)
+
+
 def first_page(chunk: pq.ColumnChunkMetaData) -> int:
     """Returns the position where Arrow begins to read a chunk: at its dictionary, where that comes first."""
     dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
     return int(dictionary) if dictionary is not None and 0 < dictionary < data else data
 
 
-def read_page_header(source: pa.NativeFile, position: int, file_bytes: int) -> tuple[PageHeader, int]:
+def read_page_header(source: Source, position: int, file_bytes: int) -> tuple[PageHeader, int]:
     """Returns the page header at a position of the file, and the position after it. Raises MalformedHeader."""
     window = HEADER_WINDOW_BYTES
     while 0 <= position < file_bytes:
@@ -172,7 +189,7 @@ def page_header(fields: dict[int, Any]) -> PageHeader | None:
     return PageHeader._make(header)
 
 
-def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+def read_struct(data: bytes | memoryview, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     """Returns a struct's int32 values and structs by field, all else skipped, and where it ends.
 
     Raises MalformedHeader, or IndexError where the data end before the struct.
@@ -205,7 +222,7 @@ def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], i
             at = skip(data, at, kind, depth)
 
 
-def skip(data: bytes, at: int, kind: int, depth: int) -> int:
+def skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
     """Returns where a value of a type ends. Raises as read_struct does."""
     if depth == MAX_HEADER_DEPTH:
         raise MalformedHeader("lists within lists")
@@ -227,7 +244,7 @@ def skip(data: bytes, at: int, kind: int, depth: int) -> int:
     raise MalformedHeader(f"type {kind}")
 
 
-def skip_all(data: bytes, at: int, kinds: tuple[int, ...], size: int, depth: int) -> int:
+def skip_all(data: bytes | memoryview, at: int, kinds: tuple[int, ...], size: int, depth: int) -> int:
     """Returns where a container of `size` elements ends, each one value of each type. Raises as read_struct does."""
     for _ in range(size):
         for kind in kinds:
@@ -238,13 +255,13 @@ def skip_all(data: bytes, at: int, kinds: tuple[int, ...], size: int, depth: int
     return at
 
 
-def read_zigzag(data: bytes, at: int) -> tuple[int, int]:
+def read_zigzag(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """Returns the signed integer at a position, and where it ends. Raises as read_struct does."""
     value, at = read_varint(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """Returns the unsigned integer at a position, and where it ends. Raises as read_struct does."""
     value = data[at]
     at += 1
@@ -258,18 +275,3 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise MalformedHeader("an integer of more than ten bytes")
-
-
-def content_of_group(source: pa.NativeFile, metadata: pq.FileMetaData, index: int, names: Sequence[str]) -> str:
-    """Returns 64 hex digits of a row group's number of rows and of the stored bytes of its columns of these names."""
-    group, wanted = metadata.row_group(index), set(names)
-    digest = hashlib.sha256(str(group.num_rows).encode())
-    chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
-    for path, chunk in sorted(chunks.items()):
-        if wanted.intersection(top_level_names(path)):
-            start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None)
-            digest.update(f"\n{path} {chunk.physical_type} {chunk.compression} {chunk.total_compressed_size}\n".encode())
-            end = start + chunk.total_compressed_size
-            for begin in range(start, end, HASHED_BYTES):
-                digest.update(source.read_at(min(HASHED_BYTES, end - begin), begin))
-    return digest.hexdigest()

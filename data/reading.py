@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from data.content import content_of_group
+from data.fetching import fetched
 from data.footer import file_identity, footer_bytes
 from data.listing import DataError, partition_values, spelled_scalar
-from data.pages import check_pages, content_of_group
+from data.pages import Source, check_pages
 from data.slicing import open_row_group
 from data.table import RowGroup
 from data.types import is_text
@@ -37,9 +39,18 @@ class OpenFile(NamedTuple):
     types: dict[str, pa.DataType]
 
 
+class FetchedGroup(NamedTuple):
+    """A row group with its columns in memory, where they fit. source: the file, which holds them so."""
+
+    group: RowGroup
+    file: OpenFile
+    source: Source
+
+
 @dataclass
 class RowReader:
     """Reads row groups of a table's files as one schema. Keeps the last file open: row groups come file by file.
+
 
     schema: the columns wanted, in this order, with the types to which they are widened; text comes as dictionaries.
     max_bytes: what a slice may take when decoded.
@@ -67,13 +78,31 @@ class RowReader:
 
         Raises DataError naming file and column for what cannot be read, does not fit the types, or would not fit the budget.
         """
+        yield from self.decode(self.fetch(group))
+
+    def fetch(self, group: RowGroup) -> FetchedGroup:
+        """Returns a row group as its file holds it; good until one of another file is fetched. Raises DataError."""
         with errors_say_where(group):
             opened = self._opened(group)
+            # Half, so that one can be fetched while another is decoded.
+            source = fetched(opened.source, opened.metadata, group.index, self.schema.names, self.max_bytes // 2)
+            return FetchedGroup(group, opened, source)
+
+    def content(self, fetched: FetchedGroup) -> str:
+        """Returns the hash of what a row group's file holds of the columns wanted. Raises DataError."""
+        group, opened, source = fetched
+        with errors_say_where(group):
+            return content_of_group(source, opened.metadata, group.index, self.schema.names)
+
+    def decode(self, fetched: FetchedGroup) -> Iterator[tuple[RowGroup, pa.Table]]:
+        """Yields what `slices` does, of a row group that was fetched."""
+        group, opened, source = fetched
+        with errors_say_where(group):
             present = [name for name in self.schema.names if name in opened.types]
-            faults = check_pages(opened.source, opened.metadata, group.index, present, self.max_bytes)
+            faults = check_pages(source, opened.metadata, group.index, present, self.max_bytes)
             if faults:
                 raise DataError(f"{place(group)} cannot be decoded within data.max_batch_bytes:\n  " + "\n  ".join(faults))
-            file, rows = open_row_group(opened.source, opened.metadata, group.index, self.schema, self.max_bytes)
+            file, rows = open_row_group(source, opened.metadata, group.index, self.schema, self.max_bytes)
         first = group.first_row
         for batch in decoded(file, group, present, rows):
             for piece in pieces(batch, self.max_bytes):
@@ -83,12 +112,6 @@ class RowReader:
         found = first - group.first_row
         if found != group.num_rows:
             raise DataError(f"{place(group)} has {found} rows, its footer says {group.num_rows}: the file is damaged; write it anew")
-
-    def content(self, group: RowGroup) -> str:
-        """Returns the hash of what a row group's file holds of the columns wanted. Raises DataError."""
-        with errors_say_where(group):
-            opened = self._opened(group)
-            return content_of_group(opened.source, opened.metadata, group.index, self.schema.names)
 
     def _opened(self, group: RowGroup) -> OpenFile:
         """Returns a row group's file. Raises DataError where it is not the one that the row group was found in."""

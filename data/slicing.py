@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.pages import DATA_PAGES, GREATEST_EXPANSION, PageHeader, first_page, read_page_header, top_level_names
+from data.fetching import Fetched
+from data.pages import DATA_PAGES, GREATEST_EXPANSION, PageHeader, Source, first_page, read_page_header, top_level_names
 from data.types import is_list
 
 # Rows of a slice, at most: enough for the calls per column to cost nothing, few enough for a column to stay in the cache.
@@ -63,7 +64,7 @@ def leaves(metadata: pq.FileMetaData, row_group: int, names: Collection[str]) ->
 
 
 def open_row_group(
-    source: pa.NativeFile, metadata: pq.FileMetaData, row_group: int, schema: pa.Schema, max_bytes: int
+    source: Source, metadata: pq.FileMetaData, row_group: int, schema: pa.Schema, max_bytes: int
 ) -> tuple[pq.ParquetFile, int]:
     """Returns a reader of a row group, and how many rows it may decode at once, at least 1, so that they take at most max_bytes.
 
@@ -72,7 +73,10 @@ def open_row_group(
     found, num_rows = leaves(metadata, row_group, frozenset(schema.names)), metadata.row_group(row_group).num_rows
     texts = [leaf for leaf in found if leaf.is_text]
     dictionaries = held_as_dictionaries(source, texts, max_bytes // (2 * MARGIN))
-    file = open_file(source, metadata, found, dictionaries, max_bytes)
+    names = [leaf.chunk.path_in_schema for leaf in dictionaries]
+    # What is in memory is taken whole, else each column bit by bit.
+    buffer_size = 0 if isinstance(source, Fetched) else max(MIN_BUFFER_BYTES, max_bytes // (4 * len(found)))
+    file = pq.ParquetFile(source, metadata=metadata, read_dictionary=names, pre_buffer=False, buffer_size=buffer_size)
     held = {leaf.name for leaf in dictionaries}
     totals = [text_totals(source, file, row_group, leaf, max_bytes) for leaf in texts if leaf.name not in held]
     row_bytes = {field.name: float(value_bytes(field.type)) for field in schema}
@@ -84,17 +88,6 @@ def open_row_group(
     while rows > 1 and rows * per_row + MARGIN * largest_slice(totals, rows) > max_bytes:
         rows = (rows + 1) // 2
     return file, rows
-
-
-def open_file(
-    source: pa.NativeFile, metadata: pq.FileMetaData, found: Sequence[Leaf], dictionaries: Sequence[Leaf], max_bytes: int
-) -> pq.ParquetFile:
-    """Returns a reader of some columns, which fetches them whole where they take at most max_bytes in the file, else bit by bit."""
-    names = [leaf.chunk.path_in_schema for leaf in dictionaries]
-    if sum(leaf.chunk.total_compressed_size for leaf in found) <= max_bytes:
-        return pq.ParquetFile(source, metadata=metadata, read_dictionary=names)
-    buffer_size = max(MIN_BUFFER_BYTES, max_bytes // (4 * len(found)))
-    return pq.ParquetFile(source, metadata=metadata, read_dictionary=names, pre_buffer=False, buffer_size=buffer_size)
 
 
 def value_bytes(kind: pa.DataType) -> int:
@@ -120,7 +113,7 @@ def list_bytes(leaf: Leaf, width: int, max_bytes: int) -> int:
     return MARGIN * num_bytes
 
 
-def held_as_dictionaries(source: pa.NativeFile, texts: Sequence[Leaf], max_bytes: int) -> list[Leaf]:
+def held_as_dictionaries(source: Source, texts: Sequence[Leaf], max_bytes: int) -> list[Leaf]:
     """Returns the columns of text that are read as dictionaries, in which Arrow holds all their text until the row group ends."""
     readable = [leaf for leaf in texts if PLAIN_ENCODINGS.isdisjoint(leaf.chunk.encodings)]
     if sum(leaf.chunk.total_compressed_size * GREATEST_EXPANSION.get(leaf.chunk.compression, math.inf) for leaf in readable) <= max_bytes:
@@ -131,7 +124,7 @@ def held_as_dictionaries(source: pa.NativeFile, texts: Sequence[Leaf], max_bytes
     return smallest_first[: int(np.searchsorted(ends, max_bytes, "right"))]
 
 
-def text_totals(source: pa.NativeFile, file: pq.ParquetFile, row_group: int, leaf: Leaf, max_bytes: int) -> Totals:
+def text_totals(source: Source, file: pq.ParquetFile, row_group: int, leaf: Leaf, max_bytes: int) -> Totals:
     """Returns running totals of a column of text, [2, n]: rows, and their bytes.
 
     A value may be as long as the longest page (a dictionary, or a prefix that all share), so that only decoding them tells.
@@ -145,7 +138,7 @@ def text_totals(source: pa.NativeFile, file: pq.ParquetFile, row_group: int, lea
         raise ValueError(f"column {leaf.name!r}: {error}") from error
 
 
-def page_headers(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[PageHeader]:
+def page_headers(source: Source, chunk: pq.ColumnChunkMetaData) -> Iterator[PageHeader]:
     """Yields the headers of the pages that Arrow decodes. Raises MalformedHeader."""
     position, file_bytes, found = first_page(chunk), source.size(), 0
     end = position + chunk.total_compressed_size

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import pyarrow.parquet as pq
-from pyarrow import fs
-
+from data.content import content_of, content_of_file
 from data.footer import DataFile, in_parallel
 from data.listing import in_partition
 from data.output import RECORD, OutputFolder, output_name
-from data.pages import content_of_group
 from data.table import Table
 
 Record = dict[str, Any]
@@ -100,17 +97,6 @@ def checked(
 
 def of_file(file: DataFile) -> Record:
     return {"input": file.relative_path, "identity": file.identity, "num_bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
-
-
-def content_of_file(filesystem: fs.FileSystem, file: DataFile, names: list[str]) -> str:
-    """Returns the hash of the file's content as far as a job reads it."""
-    with filesystem.open_input_file(file.path) as source, pq.ParquetFile(source) as parquet:
-        return content_of([content_of_group(source, parquet.metadata, i, names) for i in range(len(file.row_groups))])
-
-
-def content_of(groups: list[str]) -> str:
-    """Returns one hash of the hashes of a file's row groups."""
-    return hashlib.sha256("\n".join(groups).encode()).hexdigest()
 
 
 def units_of(files: list[DataFile], max_unit_rows: int, made_by: str) -> Iterator[Unit]:

@@ -9,24 +9,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data.types import is_text
+from data.types import is_list, is_text
 
 # Rows of a row group, at most, and the bytes that it takes at most in memory.
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 2**27
 # What a value without a fixed width is taken to need.
 TYPICAL_BYTES = 32
+# How the path of a list's elements ends.
+ELEMENT = ".list.element"
 
 
 class RowGroupWriter:
     """Writes a Parquet file in row groups of a size that its schema decides, however the rows come.
 
-    Only text is dictionary-encoded: numbers, of which most are different, take longer and come out no smaller.
+    Only text is dictionary-encoded: numbers, of which most are different, take longer and come out no smaller. Vectors of floats are
+    written byte by byte (BYTE_STREAM_SPLIT), a tenth smaller and faster to read, and without statistics of their elements.
     """
 
     def __init__(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
-        text = [field.name for field in schema if is_text(field.type)]
-        self.writer = pq.ParquetWriter(stream, schema, use_dictionary=text, compression="zstd")
+        leaves = {path: kind for field in schema for path, kind in leaves_of(field.name, field.type)}
+        self.writer = pq.ParquetWriter(
+            stream,
+            schema,
+            compression="zstd",
+            use_dictionary=[path for path, kind in leaves.items() if is_text(kind)],
+            use_byte_stream_split=[path for path, kind in leaves.items() if is_element(path) and kind in (pa.float32(), pa.float64())],
+            write_statistics=[path for path in leaves if not is_element(path)],
+        )
         self.schema, self.size = schema, row_group_rows(schema)
         self.waiting: list[pa.Table] = []
         self.num_waiting = 0
@@ -62,6 +72,21 @@ class RowGroupWriter:
 def one_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns a column with one dictionary, its values in the order in which they come first; it may have come with one per slice."""
     return column.cast(column.type.value_type).combine_chunks().dictionary_encode().cast(column.type)
+
+
+def leaves_of(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Yields the path of each of a type's leaves as Parquet has it, and the leaf's type."""
+    if is_list(kind):
+        yield from leaves_of(f"{path}{ELEMENT}", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from leaves_of(f"{path}.{field.name}", field.type)
+    else:
+        yield path, kind
+
+
+def is_element(path: str) -> bool:
+    return path.endswith(ELEMENT)
 
 
 def row_group_rows(schema: pa.Schema) -> int:

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.content import content_of_file
 from data.footer import DataFile
 from data.output import OutputFolder, output_name
 from data.table import open_table
-from data.units import Record, State, content_of_file, finished, footer_line, state_of, units_of
+from data.units import Record, State, finished, footer_line, state_of, units_of
 
 COLUMNS = ["x"]
 SCHEMA = pa.schema([("z", pa.int64())])

@@ -70,3 +70,28 @@ def test_row_groups_of_wide_rows_are_smaller(tmp_path: Path) -> None:
     with OutputFolder.open(str(tmp_path)).staged("empty.parquet", SCHEMA):
         pass
     assert pq.read_table(tmp_path / "empty.parquet").num_rows == 0
+
+
+def test_vectors_of_floats_are_split_by_byte_and_only_text_has_a_dictionary(tmp_path: Path) -> None:
+    vector = pa.list_(pa.float32(), 2)
+    schema = pa.schema(
+        [
+            ("id", pa.int64()),
+            ("z", vector),
+            ("text", pa.string()),
+            ("words", pa.list_(pa.string())),
+            ("part", pa.struct([("number", pa.float64()), ("z", pa.list_(pa.float64(), 2))])),
+            ("pixels", pa.list_(pa.uint8(), 2)),
+        ]
+    )
+    row = {"id": 1, "z": [0.5, -1.5], "text": "a", "words": ["b", "c"], "part": {"number": 2.0, "z": [3.0, 4.0]}, "pixels": [5, 6]}
+    table = pa.Table.from_pylist([row] * 3, schema)
+    with OutputFolder.open(str(tmp_path)).staged("a.parquet", schema) as writer:
+        writer.write_table(table)
+    assert pq.read_table(tmp_path / "a.parquet").equals(table)
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    split = {chunk.path_in_schema for chunk in chunks if "BYTE_STREAM_SPLIT" in chunk.encodings}
+    assert split == {"z.list.element", "part.z.list.element"}
+    assert {chunk.path_in_schema for chunk in chunks if "RLE_DICTIONARY" in chunk.encodings} == {"text", "words.list.element"}
+    assert {chunk.path_in_schema for chunk in chunks if chunk.is_stats_set} == {"id", "text", "part.number"}

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from workflows.overlap import NUM_WAITING, ahead, behind
+from workflows.overlap import ahead, behind
 
 
-def test_items_come_in_order_from_another_thread_and_only_a_little_ahead() -> None:
+@pytest.mark.parametrize("num_waiting", [0, 1, 2])
+def test_items_come_in_order_from_one_thread_and_only_a_little_ahead(num_waiting: int) -> None:
     made: list[int] = []
     threads: set[int] = set()
 
@@ -21,40 +22,43 @@ def test_items_come_in_order_from_another_thread_and_only_a_little_ahead() -> No
             yield number
 
     taken = []
-    for item in ahead(items()):
-        assert len(made) <= item + 1 + NUM_WAITING
+    for item in ahead(items(), num_waiting):
+        assert len(made) <= item + 1 + num_waiting
         taken.append(item)
     assert taken == made == list(range(20))
     assert len(threads) == 1
-    assert threading.get_ident() not in threads
+    assert (threading.get_ident() in threads) == (num_waiting == 0)
 
 
-def test_what_making_an_item_raises_is_raised_after_the_items_before_it() -> None:
+@pytest.mark.parametrize("num_waiting", [0, 1, 2])
+def test_what_making_an_item_raises_is_raised_after_the_items_before_it(num_waiting: int) -> None:
     def items() -> Iterator[int]:
         yield 1
         raise ValueError("second")
 
-    found = ahead(items())
+    found = ahead(items(), num_waiting)
     assert next(found) == 1
     with pytest.raises(ValueError, match="second"):
         next(found)
 
 
-def test_work_is_done_in_order_and_all_of_it_by_the_end() -> None:
+@pytest.mark.parametrize("num_waiting", [0, 1, 2])
+def test_work_is_done_in_order_and_all_of_it_by_the_end(num_waiting: int) -> None:
     done: list[int] = []
-    with behind(done.append) as hand_over:
+    with behind(done.append, num_waiting) as hand_over:
         for number in range(20):
             hand_over(number)
-            assert len(done) >= number - NUM_WAITING
+            assert len(done) >= number - num_waiting
     assert done == list(range(20))
 
 
+@pytest.mark.parametrize("num_waiting", [0, 1, 2])
 @pytest.mark.parametrize("failing", [0, 19])
-def test_what_work_raises_is_not_lost(failing: int) -> None:
+def test_what_work_raises_is_not_lost(failing: int, num_waiting: int) -> None:
     def work(number: int) -> None:
         if number == failing:
             raise OSError("full")
 
-    with pytest.raises(OSError, match="full"), behind(work) as hand_over:  # noqa: PT012
+    with pytest.raises(OSError, match="full"), behind(work, num_waiting) as hand_over:  # noqa: PT012
         for number in range(20):
             hand_over(number)
