@@ -186,12 +186,17 @@ def standardised_elements(
     cells = empty(parts.shape, np.float32)
     mean, inverse = np.asarray(column.mean), 1 / column.scale
     block = max(1, BLOCK_CELLS // column.size)
+    scratch = empty((min(block, len(cells)), column.size), np.float64)
+    squares = 0.0
     for begin in range(0, len(cells), block):
-        y = parts[begin : begin + block].astype(np.float64)  # at once: subtracting from another type goes by small buffers
+        standard = cells[begin : begin + block]
+        y = scratch[: len(standard)]
+        y[:] = parts[begin : begin + block]  # at once: subtracting from another type goes by small buffers
         y -= mean
         y *= inverse
-        cells[begin : begin + block] = y
-    if cells.size and not (cells.max() <= LARGEST_CELL and cells.min() >= -LARGEST_CELL):
+        standard[:] = y
+        squares += float(np.dot(standard.reshape(-1), standard.reshape(-1)))
+    if not squares <= LARGEST_CELL:
         valid = np.ones(numbers.size, np.bool_) if there is None else there
         bad = valid & ~np.isfinite(numbers)
         batch.refuse_nonfinite(column, int(bad.sum()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -84,6 +85,9 @@ class FileActor(ABC):
         self.chunk_rows = chunk_rows(self.encoding)
         # For all units: what closing it gives back would be asked for again.
         self.reader = RowReader(task.what.filesystem, task.what.reads, task.max_batch_bytes)
+        self.fetching = ThreadPoolExecutor(1)
+        self.decoding = ThreadPoolExecutor(1) if task.use_gpu else None
+        self.writing = ThreadPoolExecutor(1) if task.use_gpu else None
 
     @abstractmethod
     def output_schema(self) -> pa.Schema:
@@ -117,8 +121,8 @@ class FileActor(ABC):
         task, unseen, contents = self.task, Counter[str](), list[str]()
         whole = task.output.staged(unit.output, self.schema, task.fence.is_held)
         with task.output.staged_part(unit.part, self.schema) if unit.part else whole as writer:
-            threads = NUM_WAITING if task.use_gpu else 0
-            with closing(ahead(self.chunks(unit, unseen, contents), threads)) as chunks, behind(writer.write_table, threads) as write:
+            made = ahead(self.chunks(unit, unseen, contents), self.decoding, NUM_WAITING)
+            with closing(made) as chunks, behind(writer.write_table, self.writing, NUM_WAITING) as write:
                 for chunk in chunks:
                     write(pa.table(self.columns(chunk._replace(rows=chunk.rows.to(self.device))), schema=self.schema))
             if isinstance(writer, PartWriter):
@@ -129,7 +133,7 @@ class FileActor(ABC):
 
     def chunks(self, unit: Unit, unseen: Counter[str], contents: list[str]) -> Generator[Chunk]:
         """Yields the unit's rows, cut at the same places however they are read. contents: takes the row groups' hashes."""
-        with closing(ahead(map(self.reader.fetch, row_groups(unit)), 1)) as groups:
+        with closing(ahead(map(self.reader.fetch, row_groups(unit)), self.fetching, 1)) as groups:
             for group in groups:
                 contents.append(self.reader.content(group))
                 waiting: list[Chunk] = []
