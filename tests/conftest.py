@@ -18,6 +18,13 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts all tests that run jobs on one worker of pytest-xdist: they share a Ray and what was trained, and take turns on the machine."""
+    for item in items:
+        if item.path.parent in (ROOT / "tests", ROOT / "tests/workflows"):
+            item.add_marker(pytest.mark.xdist_group("jobs"))
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from workflows.digits import write_digits

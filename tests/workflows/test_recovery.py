@@ -97,6 +97,7 @@ def actors(*names: str) -> list[psutil.Process]:
 Undisturbed = tuple[dict[int, float], Outcome]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files(
     table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
