@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -27,9 +29,10 @@ from tests.running import Trained
 from vae import Rows
 from vae.bundle import open_bundle
 from workflows import encode, reconstruct
-from workflows.batch import held
+from workflows.batch import held, model_files
 from workflows.batch_config import EncodeConfig, ReconstructConfig
 from workflows.errors import Incomplete, ServiceError, TryAgain
+from workflows.file_actor import FileTask
 from workflows.job import exit_code, parse
 from workflows.registry import Registry
 
@@ -90,6 +93,29 @@ def test_the_same_bytes_whatever_the_units_the_slices_and_the_actors(jobs: Jobs,
     assert (other["num_rows"], other["num_units_done"]) == (len(many) + 7, 2)
     assert not (tmp_path / "b/model_version=1/_staging").exists()
     assert pq.read_table(tmp_path / "b/model_version=1/large.parquet")["id"].to_pylist() == list(range(len(many)))
+
+
+def test_threads_that_decode_ahead_and_write_behind_change_no_byte(
+    trained: Trained, rows: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an actor with a GPU has them."""
+    many = pa.concat_tables([rows] * 6)
+    (tmp_path / "table").mkdir()
+    pq.write_table(many.set_column(0, "id", pa.array(range(len(many)))), tmp_path / "table/a.parquet", row_group_size=5001)
+    for name in ("alone", "threads"):
+        options = ["--model", "models:/digits@candidate", "--data.path", str(tmp_path / "table"), "--output.path", str(tmp_path / name)]
+        config = parse(EncodeConfig, options)
+        job = encode.embedding_job(config, Registry(trained.tracking_uri).pin(config.model))
+        with held(job.root) as fence, ThreadPoolExecutor(1) as decoding, ThreadPoolExecutor(1) as writing:
+            task = FileTask(job.output, fence, job.made_by, False, config.data.max_batch_bytes, False, job.what)
+            monkeypatch.setattr("workflows.file_actor.ray.get", lambda told: told)
+            actor = job.actor(SimpleNamespace(reference=(model_files(job.pinned), task)))
+            if name == "threads":
+                actor.decoding, actor.writing = decoding, writing
+            for unit in job.look().units:
+                assert actor({"unit": unit})["record"]["num_rows"] == len(many)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "threads")
+    assert len(contents(tmp_path / "alone")) == 1
 
 
 def test_scores_are_those_of_the_model(jobs: Jobs, trained: Trained, rows: pa.Table, tmp_path: Path) -> None:
