@@ -53,7 +53,7 @@ def encoded(workload: str, path: str, key: str | None = None) -> tuple[Any, Any,
     parts = [encoding.encode(rows, path) for rows in slices]
     arrays = {name: torch.from_numpy(np.ascontiguousarray(np.concatenate([part[name] for part in parts]))) for name in parts[0]}
     torch.manual_seed(0)
-    vae = VAE(**architecture(encoding, ModelConfig(LATENT_DIM[workload], HIDDEN_DIMS[workload], null_pattern=False)))
+    vae = VAE(**architecture(encoding, ModelConfig(LATENT_DIM[workload], HIDDEN_DIMS[workload], prior="standard", null_pattern=False)))
     return vae, encoding, arrays
 
 

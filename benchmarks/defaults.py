@@ -101,11 +101,11 @@ def train(config: TrainConfig, encoding: TableEncoding, sides: dict[int, Rows]) 
     window_rows = data.shuffle_window_rows or max(EVALUATION_ROWS, WINDOW_BYTES // bytes_per_row(encoding))
     plan = Plan(sides[TRAIN].num_rows, data.num_logical_shards, training.global_batch_size, training.seed, window_rows)
     torch.manual_seed(training.seed)
-    model = VAE(**architecture(encoding, config.model))
+    model = VAE(**architecture(encoding, config.model, sides[TRAIN].num_rows))
     state = TrainingState(model, Optimizer(model, training), {}, Progress())
     loss = Loss(model, objective_of(config.objective))
     task = cast(WorkerTask, argparse.Namespace(plan=plan, objective=config.objective, training=training, run=config.run))
-    task.architecture = architecture(encoding, config.model)  # type: ignore[misc]
+    task.architecture = architecture(encoding, config.model, sides[TRAIN].num_rows)  # type: ignore[misc]
     worker = Alone(task, 0, 1, cast(Line, Silence()), torch.device("cpu"))
     rows = {side: held(part, data.num_logical_shards) for side, part in sides.items()}
     num_steps = total_steps(training, plan.num_steps_with_rows)

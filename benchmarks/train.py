@@ -110,6 +110,7 @@ def command(variant: str, workload: str, table: Path, epochs: int) -> list[str]:
         "model.hidden_dims": HIDDEN_DIMS[workload],
         "model.latent_dim": LATENT_DIM[workload],
         "model.likelihoods": json.dumps(LIKELIHOODS.get(workload, {})),
+        "model.prior": "standard",
         "model.null_pattern": False,  # nor do they model which cells are there
         "training.global_batch_size": BATCH_ROWS[workload],
         "training.epochs": epochs,

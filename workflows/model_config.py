@@ -28,9 +28,10 @@ class ModelConfig:
     """The decoder's network, where it is to be another than the encoder's."""
     posterior: Literal["diagonal", "full"] = "diagonal"
     """Family of q(z|x): Gaussians with independent dimensions, or with full covariance."""
-    prior: Literal["standard", "mixture", "vamp", "conditional"] = "standard"
+    prior: Literal["auto", "standard", "mixture", "vamp", "conditional"] = "auto"
     """Prior p(z); standard: N(0, I); mixture: of learned Gaussians; vamp: of the posteriors of learned pseudo-rows; conditional: a Gaussian
-    that depends on the columns of data.condition."""
+    that depends on the columns of data.condition; auto: vamp for images and 10,000 training rows or more, without a condition, else
+    standard."""
     num_prior_components: int = 100
     """Components of the priors mixture and vamp."""
     likelihoods: dict[str, str] = field(default_factory=dict)

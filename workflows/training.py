@@ -172,7 +172,7 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
     here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
     mailbox = Mailbox.options(label_selector=here).remote()  # type: ignore[attr-defined]
     task = WorkerTask(
-        architecture(prepared.encoding, config.model),
+        architecture(prepared.encoding, config.model, plan.num_rows),
         {item.name: [column.name for column in item.columns] for item in prepared.encoding.fields},
         layout(prepared.encoding),
         plan,

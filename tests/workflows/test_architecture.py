@@ -236,6 +236,23 @@ def test_pixels_have_a_mixture_where_nothing_is_named_and_one_scale_in_large_ima
     assert told(encoding)["image_0"]["likelihood"] == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "condition", "num_rows", "expected"),
+    [
+        (["pixels", "degrees"], (), 10_000, "vamp"),
+        (["pixels", "degrees"], (), 9_999, "standard"),
+        (["pixels", "degrees"], ("degrees",), 10_000, "standard"),
+        (["degrees"], (), 10_000, "standard"),
+    ],
+)
+def test_the_prior_that_is_left_to_the_table_follows_its_columns_and_rows(
+    columns: list[str], condition: tuple[str, ...], num_rows: int, expected: str
+) -> None:
+    encoding = fit(mixed().select(columns), condition=condition)
+    assert architecture(encoding, ModelConfig(), num_rows)["prior"] == expected
+    assert architecture(encoding, ModelConfig(prior="mixture"), num_rows)["prior"] == "mixture"
+
+
 def test_binarised_pixels_are_a_bernoullis_where_nothing_is_named() -> None:
     encoding = fit(mixed(), overrides={"pixels": {"kind": "image", "binarize": "per_epoch"}})
     assert told(encoding)["image_0"]["likelihood"] == "bernoulli"

@@ -71,6 +71,15 @@ def test_losses_do_not_depend_on_the_number_of_workers(
         assert three == pytest.approx(one, rel=1e-5)
 
 
+def test_many_images_have_the_prior_of_pseudo_rows_where_none_is_named(ray_address: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12_000, 4), np.uint8)
+    pq.write_table(pa.table({"pixels": pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), 4)}), tmp_path / "images.parquet")
+    trained = train(tmp_path, ray_address, "--data.path", tmp_path / "images.parquet", "--training.epochs", 1).json
+    assert trained["train"]["num_rows"] >= 10_000
+    bundle = open_bundle(Registry(f"sqlite:///{tmp_path / 'mlflow.db'}").pin(trained["model_uri"]).files)
+    assert bundle.model.architecture["prior"] == "vamp"
+
+
 def people(num_rows: int) -> pa.Table:
     """Returns a table like UCI Adult: counts, heavy tails, categories, a boolean, nulls, and a key."""
     rng = np.random.default_rng(0)
