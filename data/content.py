@@ -9,7 +9,7 @@ import xxhash
 from pyarrow import fs
 
 from data.footer import DataFile
-from data.pages import Source, chunks_of, first_byte
+from data.pages import Source, chunks_of, first_page
 
 # Read and hashed at once: little enough for a cache, and for an object store a request that is worth its round trip.
 HASHED_BYTES = 2**22
@@ -24,7 +24,7 @@ def content_of_group(source: Source, metadata: pq.FileMetaData, index: int, name
     chunks = {chunk.path_in_schema: chunk for chunk in chunks_of(metadata, index, frozenset(names))}
     for path, chunk in sorted(chunks.items()):
         digest.update(f"\n{path} {chunk.physical_type} {chunk.compression} {chunk.total_compressed_size}\n".encode())
-        start = first_byte(chunk)
+        start = first_page(chunk)
         end = start + chunk.total_compressed_size
         for begin in range(start, end, HASHED_BYTES):
             digest.update(source.read_at(min(HASHED_BYTES, end - begin), begin))

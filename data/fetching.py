@@ -13,7 +13,7 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pages import Source, chunks_of, first_byte
+from data.pages import Source, chunks_of, first_page
 
 # What is fetched by one request, at most, unless one column is longer; and what may lie unused between two columns of a request.
 REQUEST_BYTES = 2**25
@@ -78,7 +78,7 @@ def fetched(source: pa.NativeFile, metadata: pq.FileMetaData, row_group: int, co
         whole: Source = source
         return whole
     size = source.size()
-    places = ((first_byte(chunk), first_byte(chunk) + chunk.total_compressed_size) for chunk in chunks)
+    places = ((first_page(chunk), first_page(chunk) + chunk.total_compressed_size) for chunk in chunks)
     return Fetched(source, list(together(sorted((begin, end) for begin, end in places if 0 <= begin < end <= size))))
 
 

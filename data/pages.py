@@ -146,11 +146,6 @@ def chunks_of(metadata: pq.FileMetaData, row_group: int, columns: Collection[str
             yield chunk
 
 
-def first_byte(chunk: pq.ColumnChunkMetaData) -> int:
-    """Returns the position of a chunk's first page, whatever it is."""
-    return min(int(offset) for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None)
-
-
 def first_page(chunk: pq.ColumnChunkMetaData) -> int:
     """Returns the position where Arrow begins to read a chunk: at its dictionary, where that comes first."""
     dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)

@@ -115,8 +115,8 @@ class FileActor(ABC):
     def write(self, unit: Unit) -> dict[str, Any]:
         """Writes a unit and returns its record without its names. Raises DataError, OutputError.
 
-        The next row group is fetched meanwhile. For a GPU rows are also decoded ahead and written behind; a CPU would do no more in the
-        same time, and twice as many actors use it better.
+        The next row group is fetched meanwhile. For a GPU rows are also decoded ahead and written behind. On CPUs such threads
+        take from the other actors what they give to this one, and move every chunk between two cores' caches.
         """
         task, unseen, contents = self.task, Counter[str](), list[str]()
         whole = task.output.staged(unit.output, self.schema, task.fence.is_held)
