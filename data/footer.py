@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data.listing import DataError, FoundFile, partition_values
+from data.stores import refuse_silence
 
 TAIL_BYTES = 64 * 1024
 FOOTER_THREADS = 16
@@ -110,6 +111,7 @@ def read_footer(filesystem: fs.FileSystem, found: FoundFile, schemas: dict[bytes
             schema = file.schema_arrow.remove_metadata()
         schema = schemas.setdefault(schema.serialize().to_pybytes(), schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError, DataError) as error:
+        refuse_silence(error)
         return f"{path}: {error}"
     return Footer(DataFile(path, relative_path, size, rows, file_identity(footer, size), bool(partition), mtime_ns), schema, partition)
 

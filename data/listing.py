@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -14,9 +13,13 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
+from data.stores import refuse_silence
+
 # What Hive and Spark write for a null.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+GLOB = re.compile(r"[*?[]")
+ANY_FOLDERS = "**"
 
 
 class DataError(ValueError):
@@ -45,6 +48,7 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
         try:
             found.update(list_root(this, root, path))
         except OSError as error:
+            refuse_silence(error)
             raise DataError(f"{path}: cannot be listed: {error}; give a path that can be read") from error
     assert filesystem is not None
     common = os.path.commonpath([os.path.dirname(p) for p in found]) if len(paths) > 1 else None
@@ -53,24 +57,29 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """Returns the filesystem of a path or URI and the path on it."""
+    """Returns the filesystem of a path or URI and the path on it, either of which may be a glob; in a URI, ? begins the options."""
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    before_options, question_mark, options = path.partition("?")
+    folder, below = split_glob(before_options)
     try:
-        return fs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+        filesystem, root = fs.FileSystem.from_uri(folder + question_mark + options)
+        return filesystem, "/".join([root, *(unquote(part) for part in below if part)])
     except (pa.ArrowException, OSError, ValueError) as error:
+        refuse_silence(error)
         raise DataError(f"{path}: cannot be opened: {error}; give a path, file://, s3:// or gs:// URI") from error
 
 
 def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, FoundFile]:
     """Returns what a file, folder or glob names, by path; hidden names (_x, .x) only where named in full."""
     named: dict[str, None] = {}
-    if isinstance(filesystem, fs.LocalFileSystem) and glob.has_magic(root) and not os.path.exists(root):
-        named = dict.fromkeys(glob.glob(root, recursive=True))
+    info = filesystem.get_file_info(root)
+    if info.type == fs.FileType.NotFound and GLOB.search(root):
+        root, parts = split_glob(root)
+        named = dict.fromkeys(matching(filesystem, root, parts))
         if not named:
             raise DataError(f"{given}: no file matches")
-        root = os.path.dirname(root[: min(root.index(c) for c in "*?[" if c in root)])
-    info = filesystem.get_file_info(root)
+        info = filesystem.get_file_info(root)
     if info.type == fs.FileType.NotFound:
         raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
     if info.type == fs.FileType.File:
@@ -82,6 +91,40 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, Fou
     if not parquet:
         raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
     return parquet
+
+
+def split_glob(path: str) -> tuple[str, list[str]]:
+    """Returns the folder that a glob looks in, and the parts of the path below it: from the first that may match many names on."""
+    parts = path.split("/")
+    first = next((place for place, part in enumerate(parts) if GLOB.search(part)), len(parts))
+    return "/".join(parts[:first]) or "/", parts[first:]
+
+
+def matching(filesystem: fs.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[str]:
+    """Yields what a glob names below a folder: *, ? and [] stand for characters of a name, not for a leading dot; ** for any folders.
+
+    As glob.glob does locally, but that a path may come twice.
+    """
+    part, *rest = parts
+    if not GLOB.search(part):
+        path = f"{folder}/{part}"
+        if rest:
+            yield from matching(filesystem, path, rest)
+        elif filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            yield path
+        return
+    if filesystem.get_file_info(folder).type != fs.FileType.Directory:
+        return
+    if part == ANY_FOLDERS:
+        yield from matching(filesystem, folder, rest) if rest else [folder]
+    for info in filesystem.get_file_info(fs.FileSelector(folder)):
+        is_folder = info.type == fs.FileType.Directory
+        if info.base_name.startswith(".") and not part.startswith("."):
+            continue
+        if part == ANY_FOLDERS:
+            yield from matching(filesystem, info.path, parts) if is_folder else [] if rest else [info.path]
+        elif fnmatchcase(info.base_name, part):
+            yield from [info.path] if not rest else matching(filesystem, info.path, rest) if is_folder else []
 
 
 def is_hidden(relative_path: str) -> bool:

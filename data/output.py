@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data.listing import open_filesystem
+from data.stores import address, put_if_absent, refuse_silence
 from data.writing import PartWriter, RowGroupWriter, read_part
 
 SUCCESS = "_SUCCESS"
@@ -54,6 +55,11 @@ class OutputFolder:
         filesystem, below = open_filesystem(path)
         return OutputFolder(filesystem, below)
 
+    @property
+    def address(self) -> str:
+        """What names the folder outside this process."""
+        return address(self.filesystem, self.path)
+
     def below(self, name: str) -> OutputFolder:
         return OutputFolder(self.filesystem, f"{self.path}/{name}")
 
@@ -65,7 +71,8 @@ class OutputFolder:
                 stream.write(b"probe")
             self.filesystem.delete_dir(f"{self.path}/{STAGING}")
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error}") from error
+            refuse_silence(error)
+            raise OutputError(f"{self.address}: cannot be written: {error}") from error
 
     def claim(self, record: Mapping[str, Any]) -> None:
         """Marks the folder as this job's, or finds that it is. Raises OutputError where it holds something else."""
@@ -78,18 +85,19 @@ class OutputFolder:
                     for key in found | dict(record)
                     if found.get(key) != record.get(key)
                 ]
-                raise OutputError(f"{self.path}: holds another job's output ({'; '.join(different)}); choose another output.path")
+                raise OutputError(f"{self.address}: holds another job's output ({'; '.join(different)}); choose another output.path")
             return
         self.prepare()
         foreign = [info.base_name for info in self._list() if info.base_name.endswith(".parquet")]
         if foreign:
-            raise OutputError(f"{self.path}: holds Parquet files that no job of ours wrote ({foreign[0]}); choose an empty output.path")
+            raise OutputError(f"{self.address}: holds Parquet files that no job of ours wrote ({foreign[0]}); choose an empty output.path")
         try:
             put_if_absent(self.filesystem, path, json.dumps(record).encode())
         except FileExistsError:
             self.claim(record)  # another job was first: is it the same one?
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error}") from error
+            refuse_silence(error)
+            raise OutputError(f"{address(self.filesystem, path)}: cannot be written: {error}") from error
 
     def _list(self) -> list[fs.FileInfo]:
         return list(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
@@ -118,10 +126,16 @@ class OutputFolder:
                 yield stream
             flush_to_disk(self.filesystem, staged)
             if not may_commit():
-                raise LostError(f"{final}: another job took over; this one leaves the file as it is")
+                raise LostError(f"{address(self.filesystem, final)}: another job took over; this one leaves the file as it is")
             self.filesystem.move(staged, final)
         except OSError as error:
-            raise OutputError(f"{final}: cannot be written: {error}") from error
+            refuse_silence(error)
+            raise OutputError(f"{address(self.filesystem, final)}: cannot be written: {error}") from error
+
+    def put_text(self, name: str, text: str) -> None:
+        """Writes a text file, whole or not at all, in place of one that is there. Raises OutputError."""
+        with self._written(name, f"{self.path}/{name}", always) as stream:
+            stream.write(text.encode())
 
     def part(self, name: str) -> str:
         return f"{self.path}/{STAGING}/{name}{PART}"
@@ -137,7 +151,8 @@ class OutputFolder:
             with self.filesystem.open_input_file(f"{self.path}/{name}") as source:
                 lines = pq.read_metadata(source).metadata or {}
             return dict(json.loads(lines[RECORD.encode()]))
-        except (pa.ArrowException, OSError, KeyError, ValueError):
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            refuse_silence(error)
             return None
 
     def stat(self, name: str) -> dict[str, int]:
@@ -149,7 +164,8 @@ class OutputFolder:
         try:
             self.filesystem.delete_file(f"{self.path}/{name}")
         except OSError as error:
-            raise OutputError(f"{self.path}/{name}: cannot be deleted: {error}") from error
+            refuse_silence(error)
+            raise OutputError(f"{self.address}/{name}: cannot be deleted: {error}") from error
 
     def newest_manifest(self) -> tuple[dict[str, Any], int]:
         """Returns the newest manifest and its number; an empty one and 0 where there is none."""
@@ -186,7 +202,8 @@ class OutputFolder:
         except FileExistsError:
             raise
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error}") from error
+            refuse_silence(error)
+            raise OutputError(f"{address(self.filesystem, path)}: cannot be written: {error}") from error
         return path
 
     def files(self) -> dict[str, dict[str, int]]:
@@ -206,28 +223,6 @@ def flush_to_disk(filesystem: fs.FileSystem, path: str) -> None:
     if isinstance(filesystem, fs.LocalFileSystem):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-
-
-def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a file that is not there yet. Raises FileExistsError (an OSError) where another job put it first.
-
-    Local filesystems decide by an exclusive link; object stores, whose puts are whole anyway, by a look just before.
-    """
-    if isinstance(filesystem, fs.LocalFileSystem):
-        staged = f"{path}.{uuid.uuid4().hex[:8]}"
-        with open(staged, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(staged, path)
-        finally:
-            os.unlink(staged)
-        return
-    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-        raise FileExistsError(f"{path}: another job put this manifest")
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(content)
 
 
 def output_name(relative_path: str) -> str:

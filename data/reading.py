@@ -20,6 +20,7 @@ from data.footer import file_identity, footer_bytes
 from data.listing import DataError, partition_values, spelled_scalar
 from data.pages import Source, check_pages
 from data.slicing import open_row_group
+from data.stores import refuse_silence
 from data.table import RowGroup
 from data.types import is_text
 from data.widening import widen
@@ -155,6 +156,7 @@ def errors_say_where(group: RowGroup) -> Iterator[None]:
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        refuse_silence(error)
         raise DataError(f"{place(group)} cannot be read: {error}") from error
 
 
@@ -167,6 +169,7 @@ def decoded(file: pq.ParquetFile, group: RowGroup, names: Sequence[str], rows: i
     try:
         yield from file.iter_batches(rows, row_groups=[group.index], columns=names, use_threads=False)
     except (pa.ArrowException, OSError, MemoryError) as error:
+        refuse_silence(error)
         broken = list(undecodable(file, group.index, names, rows)) or names
         raise DataError(f"{place(group)}, columns {', '.join(map(repr, broken))} cannot be read: {error}") from error
 

@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from data.footer import Footer, Range, column_ranges, in_parallel
 from data.listing import DataError, partition_type, spelled_scalar
+from data.stores import refuse_silence
 from data.widening import common_type, unsuitable
 
 # The largest number of faults of one message; more do not help who mends them.
@@ -164,6 +165,7 @@ def value_faults(filesystem: fs.FileSystem, doubtful: tuple[Footer, Sequence[str
     try:
         ranges = column_ranges(filesystem, path, kinds)
     except (pa.ArrowException, OSError) as error:
+        refuse_silence(error)
         return [f"{path}: {error}"]
     faults = []
     for name in wide:

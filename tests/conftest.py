@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.object_store import ObjectStore, object_store
 from tests.running import ROOT, SHARED_RAY, Trained, run_job
 
 # Small tensors are no faster on several threads, and far slower where another process has one of the cores.
@@ -38,6 +39,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         *("--model.hidden_dims", "[64]", "--model.latent_dim", "8"),
     )
     return Trained(folder, table, options, run_job(folder, "train.py", *options))
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[ObjectStore]:
+    """An object store that the tests of this session share: each takes paths of its own."""
+    with object_store() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import ray
 from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
+from data.stores import StoreError
 from vae.bundle import BundleError
 from workflows.errors import ComputationError
 from workflows.memory import keep_freed_memory
@@ -24,7 +25,7 @@ UNITS_AHEAD = 2
 # Times that a unit is tried again when its actor or its node was lost.
 MAX_RETRIES = 3
 # What an actor's work may raise that has an exit code of its own. Ray hands on the text of what an actor raises, and not all of it.
-KINDS: list[type[Exception]] = [DataError, OutputError, LostError, BundleError, EncodingFormatError]
+KINDS: list[type[Exception]] = [DataError, StoreError, OutputError, LostError, BundleError, EncodingFormatError]
 FAILURES = {kind.__name__: kind for kind in KINDS}
 
 

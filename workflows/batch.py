@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from data.output import OutputError, OutputFolder
+from data.stores import address
 from data.table import Table
 from workflows.actors import ModelFiles, Pool
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig
@@ -19,7 +20,7 @@ from workflows.cluster import is_submitted, possible_resources, require_resource
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
 from workflows.lineage import lineage
-from workflows.pinned import PinnedModel, relative_store
+from workflows.pinned import PinnedModel, relative_store, without_passwords
 
 CLAIMS = "_attempts"
 PROGRESS_S = 5.0
@@ -48,7 +49,7 @@ def refuse_output_in_input(table: Table, output: OutputFolder) -> None:
     folders = {file.path.removesuffix(file.relative_path) for file in table.files}
     inside = [folder for folder in folders if f"{output.path}/".startswith(folder)]
     if inside and table.filesystem == output.filesystem:
-        raise OutputError(f"output.path {output.path} lies in the input folder {inside[0]}: the next run would read it; choose one outside")
+        raise OutputError(f"output.path {output.address} lies in the input folder {inside[0]}: the next run would read it; choose another")
 
 
 def claim_pool(config: BatchClusterConfig) -> Pool:
@@ -70,7 +71,7 @@ def held(root: OutputFolder) -> Iterator[Fence]:
     Raises TryAgain where another job holds it and lives, OutputError where it cannot be written.
     """
     claims = Claims(root.filesystem, f"{root.path}/{CLAIMS}", unwritable=OutputError)
-    with claims.held(f"the output {root.path}") as attempt:
+    with claims.held(f"the output {root.address}") as attempt:
         yield Fence(claims, attempt)
 
 
@@ -106,12 +107,13 @@ def put_manifest(
     try:
         return output.put_manifest(manifest, number, complete)
     except FileExistsError as error:
-        raise TryAgain(f"{output.path}: another job wrote manifest {number} meanwhile; run again") from error
+        raise TryAgain(f"{output.address}: another job wrote manifest {number} meanwhile; run again") from error
 
 
 def where(output: OutputFolder) -> dict[str, Any]:
     """Returns where the output lies, for the JSON line."""
-    return {"output_path": output.path, "manifest": output.last_manifest()}
+    manifest = output.last_manifest()
+    return {"output_path": output.address, "manifest": None if manifest is None else address(output.filesystem, manifest)}
 
 
 def rate(result: Mapping[str, Any], started: float) -> dict[str, float]:
@@ -142,6 +144,6 @@ def record_job(
     try:
         name = f"{result['job']} {pinned.name} {pinned.version}"
         store = Registry(registry.tracking_uri)
-        store.log_job(registry.experiment, name, options, tags, metrics, manifest, pinned.run_id, texts or {})
+        store.log_job(registry.experiment, name, without_passwords(options), tags, metrics, manifest, pinned.run_id, texts or {})
     except ServiceError as unreachable:
         logger.warning("the job is done, but its MLflow run is not recorded: %s", unreachable)

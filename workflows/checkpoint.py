@@ -16,6 +16,7 @@ from pyarrow import fs
 from safetensors.torch import load, save
 from torch import Tensor
 
+from data.stores import refuse_silence
 from vae.model import VAE, Bound
 from workflows.errors import ComputationError, logger
 from workflows.optimization import Optimizer, with_weights
@@ -178,6 +179,7 @@ class Checkpoints:
                 if hashlib.sha256(files[name]).hexdigest() != expected:
                     return files, f"{name} is not what was written"
         except (OSError, ValueError, KeyError) as error:
+            refuse_silence(error)
             return files, str(error)
         return files, None
 

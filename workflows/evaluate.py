@@ -33,7 +33,7 @@ from workflows.file_job import Done, refuse_bad_files, say
 from workflows.inference_gaps import audit_section
 from workflows.job import run
 from workflows.lineage import flatten
-from workflows.pinned import pin
+from workflows.pinned import pin, without_passwords
 from workflows.promotion import find_rival, judge, promote
 from workflows.registry import Registry
 from workflows.sections import Evaluation, MakeSection, Section, one_thread
@@ -84,7 +84,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
 def asked(config: EvaluateConfig, scoring: Scoring, champion_sha256: str) -> dict[str, Any]:
     """Returns what decides an evaluation's numbers, plain JSON: a second one of the same would find the same."""
-    options = {key: value for key, value in flatten(asdict(config)).items() if key.split(".")[0] not in UNDECIDING}
+    options = {key: value for key, value in flatten(without_passwords(asdict(config))).items() if key.split(".")[0] not in UNDECIDING}
     return {"made_by": scoring.job.made_by, "data": scoring.job.table.fingerprint, "champion": champion_sha256, "options": options}
 
 
@@ -110,7 +110,7 @@ def json_line(scoring: Scoring, sections: list[Section], promoted: bool, started
     line: dict[str, Any] = {"job": "evaluate", "model_name": pinned.name, "model_version": pinned.version, "split": scoring.what.side}
     line |= headlines(sections) | {"promoted": promoted}
     line |= {"reasons": list(sections[-1].reasons)} if sections[-1].name == "promotion" else {}
-    return line | {"repeated": False} | where(output) | {"report": f"{output.path}/{REPORT_PAGE}"} | rate(line, started)
+    return line | {"repeated": False} | where(output) | {"report": f"{output.address}/{REPORT_PAGE}"} | rate(line, started)
 
 
 def training_curves(registry: Registry, scoring: Scoring) -> list[dict[str, float]]:

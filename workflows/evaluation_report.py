@@ -12,7 +12,6 @@ from data.encoding import TableEncoding
 from data.likelihood_names import MASSES
 from data.output import OutputFolder
 from workflows.evaluation_page import score_blocks
-from workflows.report import put_texts
 from workflows.sections import Evaluation, Section
 from workflows.totals import finite
 
@@ -94,5 +93,6 @@ def put_evaluation(
     report = {"asked": dict(asked), "line": dict(line), **{section.name: section.report for section in sections}}
     as_json = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     texts = {REPORT_PAGE: page, MODEL_CARD: card, REPORT_JSON: as_json}
-    put_texts(output, texts)
+    for name, text in texts.items():
+        output.put_text(name, text)
     return texts

@@ -140,7 +140,9 @@ class FileJob:
         said, number = self.output.newest_manifest()
         if said and said["bundle_sha256"] != self.pinned.sha256:
             found = f"{said['model_name']} {said['model_version']} with bundle {said['bundle_sha256'][:12]}"
-            raise OutputError(f"{self.output.path}: holds rows of {found}, asked is {self.pinned.sha256[:12]}; choose another output.path")
+            raise OutputError(
+                f"{self.output.address}: holds rows of {found}, asked is {self.pinned.sha256[:12]}; choose another output.path"
+            )
         state = state_of(self.table, self.output, said.get("units", {}), self.what.reads.names, self.data.partition, self.made_by)
         units = list(units_of(state.to_do, self.data.max_unit_rows, self.made_by))
         gone = {name: record["input"] for name, record in state.vanished.items()}

@@ -141,7 +141,7 @@ def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, outp
 
 def json_line(config: GenerateConfig, pinned: PinnedModel, output: OutputFolder, started: float) -> dict[str, Any]:
     known = {"job": "generate", "model_name": pinned.name, "model_version": pinned.version, "num_rows": config.num_rows}
-    return known | where(output) | {"report": f"{output.path}/{REPORT_JSON}"} | rate(known, started)
+    return known | where(output) | {"report": f"{output.address}/{REPORT_JSON}"} | rate(known, started)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
+from data.stores import StoreError, refuse_silence
 from vae.bundle import BundleError
 from workflows.checks import ConfigError
 from workflows.errors import CheckFailed, ComputationError, Incomplete, ServiceError, TryAgain, logger
+from workflows.pinned import without_password
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ConfigError, 2),
@@ -28,6 +30,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (CheckFailed, 3),
     (DataError, 65),
     (ServiceError, 69),
+    (StoreError, 69),
     (OutputError, 73),
     (TryAgain, 75),
     (LostError, 75),
@@ -100,12 +103,22 @@ def known_cause(error: BaseException) -> BaseException | None:
     seen: set[int] = set()
     while waiting:
         here = waiting.pop(0)
+        if isinstance(here, OSError):
+            here = silence(here) or here
         if isinstance(here, tuple(kind for kind, _ in EXIT_CODES)):
             return here
         seen.add(id(here))
         failures = getattr(here, "worker_failures", None) or {}
         inner = [here.__cause__, getattr(here, "cause", None), *failures.values()]
         waiting += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
+    return None
+
+
+def silence(error: OSError) -> StoreError | None:
+    try:
+        refuse_silence(error)
+    except StoreError as known:
+        return known
     return None
 
 
@@ -123,7 +136,7 @@ def explain(error: BaseException) -> None:
     if isinstance(cause, KeyboardInterrupt):
         print("stopped; the same command with the same names goes on from what was saved", file=sys.stderr)
     elif cause is not None:
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"error: {without_password(str(cause))}", file=sys.stderr)
     else:
         traceback.print_exception(error, file=sys.stderr)
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from pyarrow import fs
 
-from data.output import put_if_absent
+from data.stores import address, put_if_absent, refuse_silence
 from workflows.errors import ServiceError, TryAgain, logger
 
 HEARTBEAT_S = 3.0
@@ -72,7 +72,8 @@ class Claims:
         except FileExistsError as error:
             raise TryAgain(f"{what} was taken by another job just now; the same command goes on when that has ended") from error
         except OSError as error:
-            raise self.unwritable(f"{self.path} cannot be written: {error}") from error
+            refuse_silence(error)
+            raise self.unwritable(f"{address(self.filesystem, self.path)} cannot be written: {error}") from error
         ended = threading.Event()
         beating = threading.Thread(target=self._beat_until, args=(attempt, ended), daemon=True)
         beating.start()

@@ -33,7 +33,7 @@ from workflows.errors import ComputationError, ServiceError, logger
 from workflows.lineage import flatten, lineage
 from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
-from workflows.pinned import relative_store, without_password
+from workflows.pinned import relative_store, without_password, without_passwords
 from workflows.registry import Registry
 from workflows.runs import TABLE, Run
 from workflows.training import Prepared, table_record
@@ -93,7 +93,7 @@ def record_start(
     """
     table = table_record(config, prepared)
     this.write(TABLE, json.dumps(table).encode())
-    resolved = dict(given or asdict(config))
+    resolved = without_passwords(dict(given or asdict(config)))
     resolved["registry"] = resolved["registry"] | {"tracking_uri": without_password(registry.uri)}
     if this.mlflow_run_id is not None:
         logger.info("going on with MLflow run %s", this.mlflow_run_id)

@@ -6,7 +6,6 @@ It is the same for any number of actors: units' summaries are merged in the unit
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from data.column import Column
 from data.decoding import numbers_to_arrow
 from data.encoding import TableEncoding
 from data.marginals import LEVELS, Marginal, categories_of, marginals, total_variation
-from data.output import STAGING, OutputError, OutputFolder
+from data.output import OutputFolder
 from data.statistics import TableSummary, merge_all
 from data.types import is_temporal
 from workflows.generation import SUMMARY
@@ -165,21 +164,7 @@ def cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def put_report(output: OutputFolder, report: Mapping[str, Any]) -> str:
-    """Writes the report's two files, each whole or not at all; returns the path of the JSON one. Raises OutputError."""
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    put_texts(output, {REPORT_MARKDOWN: as_markdown(report), REPORT_JSON: text})
-    return f"{output.path}/{REPORT_JSON}"
-
-
-def put_texts(output: OutputFolder, texts: Mapping[str, str]) -> None:
-    """Writes text files, each whole or not at all. Raises OutputError."""
-    for name, text in texts.items():
-        staged, final = f"{output.path}/{STAGING}/{name}.{uuid.uuid4().hex[:8]}", f"{output.path}/{name}"
-        try:
-            output.filesystem.create_dir(f"{output.path}/{STAGING}", recursive=True)
-            with output.filesystem.open_output_stream(staged) as stream:
-                stream.write(text.encode())
-            output.filesystem.move(staged, final)
-        except OSError as error:
-            raise OutputError(f"{final}: cannot be written: {error}") from error
+def put_report(output: OutputFolder, report: Mapping[str, Any]) -> None:
+    """Writes the report's two files, each whole or not at all. Raises OutputError."""
+    output.put_text(REPORT_MARKDOWN, as_markdown(report))
+    output.put_text(REPORT_JSON, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))

@@ -13,6 +13,7 @@ from typing import Any
 from pyarrow import fs
 
 from data.listing import open_filesystem
+from data.stores import address, refuse_silence
 from workflows.checkpoint import Checkpoints, read, write
 from workflows.checks import ConfigError
 from workflows.errors import ServiceError
@@ -72,7 +73,8 @@ class Run:
             self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
             write(self.filesystem, path, content)
         except OSError as error:
-            raise ServiceError(f"run.storage_path: {path} cannot be written: {error}") from error
+            refuse_silence(error)
+            raise ServiceError(f"run.storage_path: {address(self.filesystem, path)} cannot be written: {error}") from error
 
     def table_record(self) -> dict[str, Any]:
         """Returns what the bundle says of the table, as it was saved before training."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -12,8 +15,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
 
-from data.listing import NULL_PARTITION, DataError, find_files, in_partition, partition_type, partition_values, spelled_scalar
+from data.listing import NULL_PARTITION, DataError, find_files, in_partition, matching, partition_type, partition_values, spelled_scalar
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -123,3 +127,32 @@ def test_a_files_time_of_change_is_found_with_it(tmp_path: Path) -> None:
 def test_a_partition_names_folders_files_and_values(partition: str, named: list[str]) -> None:
     paths = ["2026-11-22.parquet", "2026-11-22/a.parquet", "2026-11-22/b/c.parquet", "day=2026-11-22/a.parquet", "day=2026-11-23/a.parquet"]
     assert [path for path in paths if in_partition(path, partition)] == named
+
+
+FOLDERS_AND_FILES = [
+    "a.parquet",
+    "b.x",
+    ".h/a.parquet",
+    "_u/a.parquet",
+    "d/a.parquet",
+    "d/e/a.parquet",
+    "d/e/b.x",
+    "e1/.h.parquet",
+    "[z]/a.x",
+]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["*", "**", "d", "e", "?", "[de]*", "[!d]", ".*", "*.parquet", "a.parquet", "nothing", "[[]z]"]),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_glob_names_what_pythons_does(parts: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        for name in FOLDERS_AND_FILES:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).touch()
+        named = {os.path.normpath(path) for path in matching(fs.LocalFileSystem(), folder, parts)}
+        assert named == {os.path.normpath(path) for path in glob.glob(f"{folder}/{'/'.join(parts)}", recursive=True)}

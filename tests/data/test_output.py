@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.listing import DataError
-from data.output import LostError, OutputError, OutputFolder, output_name, put_if_absent
+from data.output import LostError, OutputError, OutputFolder, output_name
+from data.stores import put_if_absent
 from data.table import open_table
 
 TABLE = pa.table({"id": [1, 2, 3], "z_mean": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)})
