@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-kills check ui clean
+.PHONY: setup demo test test-slow test-more check ui clean
 
 setup: $(INSTALLED)
 
@@ -23,9 +23,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(RUN) -m pytest -m "slow or not slow"
 
-# Of the slow tests, those that CI has the time for: a training and an embedding that are killed.
-test-kills: $(INSTALLED)
+# Of the slow tests, those that CI has the time for: a training and an embedding that are killed, and both in an object store.
+test-more: $(INSTALLED)
 	$(RUN) -m pytest -m slow \
+		tests/workflows/test_object_store.py \
 		tests/workflows/test_recovery.py::test_a_killed_driver_goes_on_with_other_workers_even_from_damaged_files \
 		'tests/workflows/test_encode_faults.py::test_whatever_is_killed_whenever_every_row_comes_once[0]'
 

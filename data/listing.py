@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -72,19 +73,19 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, FoundFile]:
     """Returns what a file, folder or glob names, by path; hidden names (_x, .x) only where named in full."""
-    named: dict[str, None] = {}
     info = filesystem.get_file_info(root)
+    named: set[str] = set()
     if info.type == fs.FileType.NotFound and GLOB.search(root):
         root, parts = split_glob(root)
-        named = dict.fromkeys(matching(filesystem, root, parts))
-        if not named:
+        found, named = matching(filesystem, root, parts)
+        if not found and not named:
             raise DataError(f"{given}: no file matches")
-        info = filesystem.get_file_info(root)
-    if info.type == fs.FileType.NotFound:
+    elif info.type == fs.FileType.NotFound:
         raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
-    if info.type == fs.FileType.File:
+    elif info.type == fs.FileType.File:
         return {root: FoundFile(root, PurePosixPath(root).name, info.mtime_ns or 0)}
-    found = (info for top in named or [root] for info in files_below(filesystem, top))
+    else:
+        found = files_below(filesystem, root)
     files = [FoundFile(info.path, os.path.relpath(info.path, root), info.mtime_ns or 0) for info in found]
     visible = [file for file in files if not is_hidden(file.relative_path)]
     parquet = {file.path: file for file in visible if file.path in named or file.path.endswith((".parquet", ".parq", ".pq"))}
@@ -100,31 +101,36 @@ def split_glob(path: str) -> tuple[str, list[str]]:
     return "/".join(parts[:first]) or "/", parts[first:]
 
 
-def matching(filesystem: fs.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """Yields what a glob names below a folder: *, ? and [] stand for characters of a name, not for a leading dot; ** for any folders.
+def matching(filesystem: fs.FileSystem, folder: str, parts: Sequence[str]) -> tuple[list[fs.FileInfo], set[str]]:
+    """Returns the files that a glob names below a folder, or whose folder it names, and the paths of what it names itself.
 
-    As glob.glob does locally, but that a path may come twice.
+    A store has no folders that could be looked into one by one, only names of files.
     """
-    part, *rest = parts
-    if not GLOB.search(part):
-        path = f"{folder}/{part}"
-        if rest:
-            yield from matching(filesystem, path, rest)
-        elif filesystem.get_file_info(path).type != fs.FileType.NotFound:
-            yield path
-        return
-    if filesystem.get_file_info(folder).type != fs.FileType.Directory:
-        return
-    if part == ANY_FOLDERS:
-        yield from matching(filesystem, folder, rest) if rest else [folder]
-    for info in filesystem.get_file_info(fs.FileSelector(folder)):
-        is_folder = info.type == fs.FileType.Directory
-        if info.base_name.startswith(".") and not part.startswith("."):
-            continue
-        if part == ANY_FOLDERS:
-            yield from matching(filesystem, info.path, parts) if is_folder else [] if rest else [info.path]
-        elif fnmatchcase(info.base_name, part):
-            yield from [info.path] if not rest else matching(filesystem, info.path, rest) if is_folder else []
+    if isinstance(filesystem, fs.LocalFileSystem):
+        paths = glob.glob("/".join([glob.escape(folder), *parts]), recursive=True)
+        return [info for path in paths for info in files_below(filesystem, path)], set(paths)
+    files, named = [], set()
+    for info in files_below(filesystem, folder):
+        names = PurePosixPath(info.path).relative_to(folder).parts
+        if is_named(parts, names, is_folder=False):
+            named.add(info.path)
+        if info.path in named or any(is_named(parts, names[:depth], is_folder=True) for depth in range(len(names))):
+            files.append(info)
+    return files, named
+
+
+def is_named(parts: Sequence[str], names: Sequence[str], is_folder: bool) -> bool:
+    """Whether the parts of a glob name a path of these names, as for glob.glob: ** is any folders, and a dot in front stands for itself."""
+    if not parts:
+        return not names
+    if list(parts) == [ANY_FOLDERS]:
+        return not any(name.startswith(".") for name in names) if names else is_folder
+    if parts[0] == ANY_FOLDERS and is_named(parts[1:], names, is_folder):
+        return True
+    if not names or (names[0].startswith(".") and not parts[0].startswith(".")):
+        return False
+    rest = parts if parts[0] == ANY_FOLDERS else parts[1:]
+    return fnmatchcase(names[0], parts[0]) and is_named(rest, names[1:], is_folder)
 
 
 def is_hidden(relative_path: str) -> bool:

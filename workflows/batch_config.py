@@ -109,7 +109,7 @@ class EncodeConfig:
     """Embed every row of a Parquet table with a registered model."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder or its URI."""
     data: EncodeDataConfig
     output: EncodeOutputConfig
     num_importance_samples: int = 100
@@ -130,7 +130,7 @@ class ReconstructConfig:
     """Fill the nulls of a Parquet table from a registered model."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder or its URI."""
     data: BatchDataConfig
     output: ReconstructOutputConfig
     registry: BatchRegistryConfig = field(default_factory=BatchRegistryConfig)
@@ -159,7 +159,7 @@ class GenerateConfig:
     """Generate rows from a registered model."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder or its URI."""
     num_rows: int
     """Rows to generate."""
     output: GenerateOutputConfig

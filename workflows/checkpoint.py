@@ -185,8 +185,10 @@ class Checkpoints:
 
     def folders(self) -> list[str]:
         """Returns the checkpoints' folders by step and attempt, complete or not."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.path for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.Directory)
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        found = self.filesystem.get_file_info(selector)
+        # Of a store's folders only the files that are in them are sure to be listed.
+        return sorted({info.path if info.type == fs.FileType.Directory else info.path.rpartition("/")[0] for info in found})
 
     def _exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(path).type == fs.FileType.File)

@@ -116,7 +116,7 @@ class EvaluateConfig:
     """Score a registered model on rows that it was not trained on; on request make it champion if it is no worse than the one there is."""
 
     model: str
-    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder."""
+    """models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle's folder or its URI."""
     data: EvaluateDataConfig
     output: EvaluateOutputConfig
     num_importance_samples: int = 100
