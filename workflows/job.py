@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -49,12 +51,30 @@ class Checked(Protocol):
 Config = TypeVar("Config", bound=Checked)
 
 
+class Parser(ArgumentParser):
+    """A parser that names the options which one that it does not know may have been meant to be."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [option.removeprefix("--") for action in self._actions for option in action.option_strings if option.startswith("--")]
+        unknown = re.findall(r"(?<!\S)--([^\s=]+)", message) if "unrecognized arguments" in message else []
+        unknown += [f"{group}.{option}" for group, option in re.findall(r"Group '(.+)' does not accept option '(.+)'", message)]
+        meant = {name: likely(name, known) for name in unknown}
+        hints = [f"\n  --{name}: did you mean {' or '.join(f'--{other}' for other in others)}?" for name, others in meant.items() if others]
+        super().error(message + "".join(hints), ex)
+
+
+def likely(name: str, known: list[str]) -> list[str]:
+    """Returns up to three options that end as a name does, or else are spelled almost as it."""
+    same = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    return (same or difflib.get_close_matches(name, known, cutoff=0.75))[:3]
+
+
 def parse(config_type: type[Config], arguments: list[str] | None = None) -> Config:
     """Returns the configuration of defaults < --config file < command line; unknown keys and wrong types exit with 2."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     program = os.path.basename(sys.argv[0])
     usage = f"python workflows/{program} [--config FILE.yaml] [--section.key value ...]   (--help lists every option)"
-    parser = ArgumentParser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
+    parser = Parser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_type, None)
     values = parser.instantiate(parser.parse_args(arguments)).as_dict()

@@ -61,7 +61,27 @@ def test_an_unknown_key_in_a_file_ends_with_code_2(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit) as ended:
         parse(TrainConfig, ["--config", str(file)])
     assert ended.value.code == 2
-    assert "epoch" in capsys.readouterr().err
+    assert "--training.epoch: did you mean --training.epochs?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("unknown", "meant"),
+    [
+        ("--data.kye=id", ": did you mean --data.key?"),
+        ("--epochs", ": did you mean --training.epochs?"),
+        ("--data.epochs", ": did you mean --training.epochs?"),
+        ("--zzz", None),
+    ],
+)
+def test_an_option_that_is_not_known_comes_with_those_that_may_be_meant(
+    unknown: str, meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, ["--data.path", "x", unknown, "3"])
+    said = capsys.readouterr().err
+    assert f"unrecognized arguments: {unknown} 3" in said
+    assert ("did you mean" in said) == (meant is not None)
+    assert meant is None or f"{unknown.partition('=')[0]}{meant}" in said
 
 
 @pytest.mark.parametrize(
