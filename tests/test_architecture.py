@@ -80,8 +80,8 @@ def test_the_training_step_runs_where_there_is_neither_ray_nor_mlflow(name: str,
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_only_registry_and_served_model_import_mlflow() -> None:
-    assert importers("mlflow") == {"workflows.registry", "workflows.served_model"}
+def test_only_tracking_registry_and_served_model_import_mlflow() -> None:
+    assert importers("mlflow") == {"workflows.registry", "workflows.served_model", "workflows.tracking"}
 
 
 def test_nothing_imports_an_entry_file() -> None:
