@@ -18,7 +18,7 @@ from data.scales import heavy_tails, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
 from data.types import integer_range, is_list, is_number, is_temporal, is_text
-from data.widening import without_dictionary
+from data.widening import unsuitable, without_dictionary
 
 # Integers with at most this many different values are codes more often than quantities.
 MAX_INTEGER_CATEGORIES = 20
@@ -94,6 +94,9 @@ def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any], r
     name, kind, values = item.name, override.get("kind"), without_dictionary(item.type)
     if kind == "ignored":
         return Column(name, "ignored", NAMED)
+    not_modelled = Column(name, "ignored", f"columns of type {values} are not modelled")
+    if unsuitable(item) is not None:
+        return not_modelled
     if summary.num_values == 0:
         return Column(name, "ignored", "all null in the training rows")
     if (constant := constant_value(summary, rules)) is not None:
@@ -108,7 +111,7 @@ def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any], r
         return numeric_column(name, values, "timestamp" if is_temporal(values) else "numeric", summary, NAMED if kind else f"{values} type")
     if can_be(values, "vector"):
         return list_column(name, values, summary, override)
-    return Column(name, "ignored", f"columns of type {values} are not modelled")
+    return not_modelled
 
 
 def constant_value(summary: ColumnSummary, rules: Rules) -> Any:

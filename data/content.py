@@ -16,14 +16,16 @@ HASHED_BYTES = 2**22
 
 
 def content_of_group(source: Source, metadata: pq.FileMetaData, index: int, names: Sequence[str]) -> str:
-    """Returns 32 hex digits of a row group's number of rows and of the stored bytes of its columns of these names.
+    """Returns 32 hex digits of a row group's number of rows, and of the stored bytes and types of its columns of these names.
 
     XXH3 with 128 bits: files are not compared with those of somebody who wants them to look alike.
     """
     digest = xxhash.xxh3_128(str(metadata.row_group(index).num_rows).encode())
     chunks = {chunk.path_in_schema: chunk for chunk in chunks_of(metadata, index, frozenset(names))}
+    leaves = map(metadata.schema.column, range(metadata.num_columns))
+    types = {leaf.path: f"{leaf.physical_type} {leaf.logical_type}" for leaf in leaves if leaf.path in chunks}
     for path, chunk in sorted(chunks.items()):
-        digest.update(f"\n{path} {chunk.physical_type} {chunk.compression} {chunk.total_compressed_size}\n".encode())
+        digest.update(f"\n{path} {types[path]} {chunk.compression} {chunk.total_compressed_size}\n".encode())
         start = first_page(chunk)
         end = start + chunk.total_compressed_size
         for begin in range(start, end, HASHED_BYTES):

@@ -14,6 +14,7 @@ from pyarrow import fs
 
 from data.listing import DataError, FoundFile, partition_values
 from data.stores import refuse_silence
+from data.types import without_views
 
 TAIL_BYTES = 64 * 1024
 FOOTER_THREADS = 16
@@ -108,8 +109,11 @@ def read_footer(filesystem: fs.FileSystem, found: FoundFile, schemas: dict[bytes
             return f"{path}: {footer}"
         with pq.ParquetFile(pa.BufferReader(b"PAR1" + footer)) as file:
             rows = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-            schema = file.schema_arrow.remove_metadata()
-        schema = schemas.setdefault(schema.serialize().to_pybytes(), schema)
+            found_schema = file.schema_arrow.remove_metadata()
+        known_as = found_schema.serialize().to_pybytes()
+        if known_as not in schemas:
+            schemas[known_as] = pa.schema([field.with_type(without_views(field.type)) for field in found_schema])
+        schema = schemas[known_as]
     except (pa.ArrowException, OSError, UnicodeDecodeError, DataError) as error:
         refuse_silence(error)
         return f"{path}: {error}"

@@ -22,7 +22,7 @@ from data.pages import Source, check_pages
 from data.slicing import open_row_group
 from data.stores import refuse_silence
 from data.table import RowGroup
-from data.types import is_text
+from data.types import is_text, without_views
 from data.widening import widen
 
 MAX_BATCH_BYTES = 256 * 2**20
@@ -198,6 +198,8 @@ def widened(column: pa.Array, meant: pa.DataType, kind: pa.DataType) -> pa.Chunk
 
     meant: the file's own type, which Parquet may store as another, such as a duration as an integer.
     """
+    if without_views(column.type) != column.type:
+        column, meant = column.cast(without_views(column.type)), without_views(meant)
     if is_text(column.type):
         column = column.dictionary_encode()
         column.dictionary.validate(full=True)

@@ -20,6 +20,7 @@ from data.split import MAX_EXAMPLES, TRAIN, row_hashes, split_of, take
 from data.statistics import ColumnSummary, TableSummary, merge_all, summarise, summarise_table
 from data.table import RowGroup, Table
 from data.types import is_list
+from data.widening import unsuitable
 
 # Enough tasks for any cluster to share evenly, few enough that the driver's bookkeeping stays small.
 MAX_TASKS = 1024
@@ -67,14 +68,18 @@ def scan(
 ) -> tuple[TableSummary, NDArray[np.int64]]:
     """Returns the summary of all training rows, and the rows per side of every row group, [row groups, 3].
 
-    only_rows: count the sides and summarise no column. categorical: integer columns that are counted as text is.
+    Columns of types that cannot be read have no summary. only_rows: count the sides and summarise no column. categorical: integer columns
+    that are counted as text is.
     max_unique_check_rows: keys of a table with at most so many rows are compared, and one that comes twice is refused.
     Raises DataError naming file and column.
     """
     if key is not None and key not in table.schema.names:
         raise DataError(f"column {key!r} (data.key) is not in the table; it has {table.schema.names}")
+    fault = None if key is None else unsuitable(table.schema.field(key))
+    if fault is not None:
+        raise DataError(f"column {key!r} (data.key) {fault}")
     groups = list(table.row_groups())
-    names = () if only_rows else tuple(name for name in table.schema.names if name != key)
+    names = () if only_rows else tuple(item.name for item in table.schema if item.name != key and unsuitable(item) is None)
     schema = pa.schema([table.schema.field(name) for name in [*names, *([key] if key is not None else [])]])
     compare = key is not None and table.num_rows <= max_unique_check_rows
     task = ScanTask(table.filesystem, schema, names, key, fractions, tuple(categorical), compare, max_batch_bytes)

@@ -48,7 +48,9 @@ def one_schema(footers: Sequence[Footer], columns: Collection[str] | None, allow
     spelled = spelled_values(footers)
     in_files = dict.fromkeys(name for group in groups for name in group.fields)
     names = [name for name in in_files | dict.fromkeys(spelled) if columns is None or name in columns]
-    faults = [*clashing_names(groups, footers, frozenset(names)), *unsuitable_types(groups, frozenset(names))]
+    faults = list(clashing_names(groups, footers, frozenset(names)))
+    if columns is not None:  # else they are nobody's, until somebody names them
+        faults += unsuitable_types(groups, frozenset(names))
     fields = []
     for name in names:
         kind = widened_type(name, groups, faults)
@@ -103,7 +105,10 @@ def widened_type(name: str, groups: Sequence[Alike], faults: list[str]) -> pa.Da
     """Returns the type that holds a column's values in every file; notes the files whose type has none in common with another's."""
     kind = pa.null()
     first_of: dict[pa.DataType, str] = {}
-    for group in (group for group in groups if name in group.fields):
+    having = [group for group in groups if name in group.fields]
+    if all(unsuitable(group.fields[name]) for group in having) and having:
+        return having[0].fields[name].type
+    for group in having:
         found = group.fields[name].type
         other = next((known for known in first_of if common_type(known, found) is None), None)
         if other is None:

@@ -34,14 +34,14 @@ class RowGroup:
 class Table:
     """A Parquet table: files in the order of their relative paths, and the schema to which their rows are widened.
 
-    partitions: the columns that only the folders spell out; they come last in the schema. bad: relative path of each file that was
-    left out -> why it cannot be used.
+    empty: relative paths of files without rows. partitions: the columns that only the folders spell out; they come last in the schema.
+    bad: relative path of each file that was left out -> why it cannot be used.
     """
 
     filesystem: fs.FileSystem
     files: tuple[DataFile, ...]
     schema: pa.Schema
-    num_empty_files: int
+    empty: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
     bad: Mapping[str, str] = field(default_factory=dict)
 
@@ -101,8 +101,8 @@ def open_table(
         raise DataError(f"{path}: {len(chosen)} Parquet files, none of which has a row that can be used; a table needs at least one")
     schema, spelled = one_schema(with_rows, columns, allow_missing_columns)
     refuse_values(filesystem, with_rows, schema)
-    num_empty = sum(footer.file.num_rows == 0 for footer in footers)
-    return Table(filesystem, tuple(footer.file for footer in with_rows), schema, num_empty, spelled, unreadable | unfit)
+    empty = tuple(footer.file.relative_path for footer in footers if footer.file.num_rows == 0)
+    return Table(filesystem, tuple(footer.file for footer in with_rows), schema, empty, spelled, unreadable | unfit)
 
 
 def largest_table(footers: Sequence[Footer], columns: Collection[str] | None) -> tuple[list[Footer], dict[str, str]]:

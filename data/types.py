@@ -21,6 +21,11 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """Returns the usual type of text or bytes that are stored as views, which Arrow casts little to; any other type as it is."""
+    return pa.string() if pa.types.is_string_view(kind) else pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
 def is_temporal(kind: pa.DataType) -> bool:
     """Whether values are dates, times of day or timestamps; durations are not modelled."""
     return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))

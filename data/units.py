@@ -43,11 +43,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class State:
-    """What the output holds (records by output name), which files are to be done, and the records of files that are gone."""
+    """What the output holds (records by output name), which files are to be done, and the records of files that are gone.
+
+    emptied: the output of files that have no row now, which goes.
+    """
 
     done: dict[str, Record]
     to_do: list[DataFile]
     vanished: dict[str, Record]
+    emptied: list[str]
 
 
 def state_of(
@@ -56,11 +60,15 @@ def state_of(
     """Returns what is done and what is to do, from one listing of the output and, where that does not decide, footers and contents.
 
     known: the newest manifest's records. names: the columns that are read, whose content decides whether a file changed.
-    partition: the files that the table was restricted to. made_by: what a footer must say of the model to count.
+    partition: the files that the table was restricted to. made_by: what a record must say of the model and the output's types to count.
     """
     listed = output.files()
     files = {output_name(file.relative_path): file for file in table.files}
-    done = {name: record for name, record in known.items() if listed.get(name) == at_listing(record)}
+    done = {
+        name: record
+        for name, record in known.items()
+        if listed.get(name) == at_listing(record) and (name not in files or record.get("made_by") == made_by)
+    }
     doubtful = [name for name, file in files.items() if name in listed and not is_of(done.get(name), file)]
     found = in_parallel(lambda name: checked(table, files[name], output, name, done.get(name), names, made_by), doubtful)
     for name, record in zip(doubtful, found, strict=True):
@@ -68,9 +76,12 @@ def state_of(
         if record is not None:
             done[name] = record | listed[name]
     to_do = [file for name, file in files.items() if name not in done]
+    emptied = [name for name in map(output_name, table.empty) if name in listed]
+    done = {name: record for name, record in done.items() if name not in emptied}
     inputs = {file.relative_path for file in table.files} | set(table.bad)
     gone = {name: record for name, record in done.items() if record["input"] not in inputs}
-    return State(done, to_do, {n: r for n, r in gone.items() if partition is None or in_partition(r["input"], partition)})
+    vanished = {name: record for name, record in gone.items() if partition is None or in_partition(record["input"], partition)}
+    return State(done, to_do, vanished, emptied)
 
 
 def at_listing(record: Record) -> dict[str, int | None]:

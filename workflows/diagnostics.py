@@ -118,7 +118,8 @@ def generated_section(evaluation: Evaluation) -> Section:
     label = label if label in scoring.encoding.inputs else None
     logger.info("comparing %d generated rows with %d others", num_rows, len(held_out))
     try:
-        rows = RowGenerator(scoring.bundle.model, scoring.bundle.table, SEED, conditions_of(scoring.encoding, held_out, training))
+        conditions = conditions_of(scoring.encoding, held_out, training)
+        rows = RowGenerator(scoring.bundle.model, scoring.bundle.table, num_rows, SEED, conditions)
         made = pa.concat_tables([rows.chunk(chunk) for chunk in range(-(-num_rows // GENERATION_CHUNK_ROWS))]).slice(0, num_rows)
         report = compare_tables(scoring.encoding, held_out, made, training, label, SEED)
     except ComparisonError as error:

@@ -24,6 +24,7 @@ from data.listing import DataError
 from data.output import OutputFolder
 from vae.bundle import open_bundle
 from workflows.batch_config import EncodeConfig
+from workflows.checks import ConfigError
 from workflows.embedding import Embedded, Encoder, output_schema, reads_of
 from workflows.file_job import FileJob, open_input, perform
 from workflows.job import run
@@ -51,6 +52,8 @@ def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     if "log_evidence_bound" in config.output.columns:
         claim["num_importance_samples"] = config.num_importance_samples
     schema = output_schema(bundle.model, encoding, what)
+    if len(set(schema.names)) < len(schema.names):
+        raise ConfigError(f"the key is {key!r}, which is the name of a column of the output too: {schema.names}; rename it in the table")
     return FileJob(
         "encode", table, OutputFolder.open(config.output.path), claim, pinned, Encoder, what, schema, config.data, config.output.prune
     )

@@ -49,7 +49,8 @@ Check = Callable[[pa.Schema, str, Collection[str]], None]
 class Plan:
     """What a look at input and output found. contents: what the manifest is to say, without the files that are to be done.
 
-    said: what the newest manifest says; number: the number that the next one gets; gone: output name -> input file that is gone.
+    said: what the newest manifest says; number: the number that the next one gets; gone: output name -> input file that is gone;
+    emptied: the output of files that have no row now.
     """
 
     units: list[Unit]
@@ -57,10 +58,11 @@ class Plan:
     said: dict[str, Any]
     number: int
     gone: dict[str, str]
+    emptied: list[str]
 
     @property
     def is_work(self) -> bool:
-        return bool(self.units) or self.contents != {key: self.said.get(key, {}) for key in self.contents}
+        return bool(self.units or self.emptied) or self.contents != {key: self.said.get(key, {}) for key in self.contents}
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,9 @@ class FileJob:
 
     @property
     def made_by(self) -> str:
-        """A hash of what decides the output besides the input."""
-        return hashlib.sha256(json.dumps([self.pinned.sha256, self.claim], sort_keys=True).encode()).hexdigest()
+        """A hash of what decides the output besides the input; the output's types follow the key's, which may change with the table."""
+        columns = [f"{field.name}: {field.type}" for field in self.schema]
+        return hashlib.sha256(json.dumps([self.pinned.sha256, self.claim, columns], sort_keys=True).encode()).hexdigest()
 
     def run(self, cluster: BatchClusterConfig) -> Done:
         """Does what is to be done, if anything is; a job that finds nothing writes nothing.
@@ -151,7 +154,7 @@ class FileJob:
             "quarantined": self._elsewhere(said, "quarantined") | dict(self.table.bad),
             "vanished": self._elsewhere(said, "vanished") | ({} if self.prune else dict.fromkeys(gone.values(), "kept")),
         }
-        return Plan(units, contents, said, number + 1, gone)
+        return Plan(units, contents, said, number + 1, gone, state.emptied)
 
     def _elsewhere(self, said: dict[str, Any], key: str) -> dict[str, Any]:
         """Returns what the newest manifest says of files that this run does not look at."""
@@ -178,9 +181,8 @@ class FileJob:
             "units": plan.contents["units"] | {record["output"]: made(record) for record in records if "fault" not in record},
             "quarantined": plan.contents["quarantined"] | {record["input"]: record["fault"] for record in records if "fault" in record},
         }
-        if self.prune:
-            for name in plan.gone:
-                self.output.remove(name)
+        for name in [*plan.emptied, *(plan.gone if self.prune else [])]:
+            self.output.remove(name)
         put_manifest(self.output, self.pinned, self.name, contents, plan.number, complete=not contents["quarantined"])
         return contents
 

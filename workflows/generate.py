@@ -51,14 +51,14 @@ def main(config: GenerateConfig) -> dict[str, Any]:
     output = OutputFolder.open(config.output.path)
     claim = requested(config, pinned, table)
     output.claim(claim | {"rows_per_file": config.output.rows_per_file})
-    if output.last_manifest() is None:
+    if not is_whole(output):
         with held(output) as fence:
-            if output.last_manifest() is None:  # another job may have ended just now
+            if not is_whole(output):  # another job may have ended just now
                 made = generated(config, pinned, encoding, record, table, claim, output, fence)
                 result = json_line(config, pinned, output, started)
                 record_job(config.registry, pinned, flatten(asdict(config)), result, {"units": made})
                 return result
-    logger.info("%s holds these rows already; nothing to do", output.path)
+    logger.info("%s holds these rows already; nothing to do", output.address)
     return json_line(config, pinned, output, started)
 
 
@@ -75,14 +75,21 @@ def generated(
     """Writes the rows, the report and the manifest; returns the output files' records. record: the bundle's table."""
     with connected(config.cluster.address):
         pool, units, summary = claim_pool(config.cluster), units_of(config), RowsSummary()
-        task = GenerateTask(output, fence, config.seed, config.condition or None, pool.use_gpu)
+        task = GenerateTask(output, fence, config.num_rows, config.seed, config.condition or None, pool.use_gpu)
         results = summary.taken_from(run_units(Generator, model_files(pinned), task, units, pool))
         made = {record["output"]: record for record in followed(results, len(units), config.num_rows)}
         copies = count_in(table, config, encoding, output) if table is not None else None
     assert summary.total is not None
     put_report(output, make_report(encoding, record.get("marginals"), summary.total, config.condition, claim, copies))
-    put_manifest(output, pinned, "generate", {"units": made}, 1)
+    put_manifest(output, pinned, "generate", {"units": made}, output.newest_manifest()[1] + 1)
     return made
+
+
+def is_whole(output: OutputFolder) -> bool:
+    """Whether the files that the newest manifest names are all there, as long as they were made, and the report."""
+    said, listed = output.newest_manifest()[0].get("units", {}), output.files()
+    files = {name: record.get("output_bytes") for name, record in said.items()}
+    return bool(files) and REPORT_JSON in listed and files == {name: listed[name]["output_bytes"] for name in files if name in listed}
 
 
 def check_condition(config: GenerateConfig, encoding: TableEncoding) -> None:

@@ -37,10 +37,14 @@ SUMMARY = "summary"
 
 @dataclass(frozen=True)
 class GenerateTask:
-    """What generating actors are told. condition: column -> its value in all rows; None: drawn, where the model has conditions."""
+    """What generating actors are told.
+
+    num_rows: of all files. condition: column -> its value in all rows; None: drawn, where the model has conditions.
+    """
 
     output: OutputFolder
     fence: Fence
+    num_rows: int
     seed: int
     condition: dict[str, Any] | None
     use_gpu: bool
@@ -49,16 +53,17 @@ class GenerateTask:
 class RowGenerator:
     """Generates rows, chunk by chunk; row i depends on the model, the seed, the condition and i alone. record: the bundle's table.
 
-    conditions: rows of the condition columns, taken in turn, again from the first when they are at their end; None: drawn, where the
-    model has conditions.
+    num_rows: as many rows are wanted, and keys of a type that does not count so far are of a wider one; rows after them have no key of
+    their own. conditions: rows of the condition columns, taken in turn, again from the first when they are at their end; None: drawn,
+    where the model has conditions.
     """
 
-    def __init__(self, model: VAE, record: Mapping[str, Any], seed: int, conditions: pa.Table | None) -> None:
-        self.model, self.encoding, self.seed = model, TableEncoding.from_json(record), seed
+    def __init__(self, model: VAE, record: Mapping[str, Any], num_rows: int, seed: int, conditions: pa.Table | None) -> None:
+        self.model, self.encoding, self.num_rows, self.seed = model, TableEncoding.from_json(record), num_rows, seed
         self.null_pattern = bool(record["null_pattern"])
         self.marginals = record.get("marginals", {})
         self.given = conditions
-        self.schema = readable_schema(self.encoding, self.null_pattern, self.given)
+        self.schema = counting_schema(readable_schema(self.encoding, self.null_pattern, self.given), self.encoding.key, num_rows)
 
     def _conditions(self, chunk: int) -> pa.Table:
         """Returns the chunk's condition columns, as many as the model has."""
@@ -98,7 +103,7 @@ class RowGenerator:
         self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], missing: np.ndarray[Any, Any]
     ) -> pa.Array:
         if column.kind == "key":
-            numbers = np.arange(chunk * GENERATION_CHUNK_ROWS, (chunk + 1) * GENERATION_CHUNK_ROWS)
+            numbers = np.arange(chunk * GENERATION_CHUNK_ROWS, (chunk + 1) * GENERATION_CHUNK_ROWS).clip(max=self.num_rows - 1)
             return pa.array(numbers).cast(pa.string()).cast(kind) if not pa.types.is_integer(kind) else pa.array(numbers).cast(kind)
         if column.kind == "ignored":
             if column.constant is None:
@@ -116,7 +121,7 @@ class Generator:
         bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
         given = self.task.condition
         conditions = None if given is None else given_condition(TableEncoding.from_json(bundle.table), given)
-        self.rows = RowGenerator(bundle.model, bundle.table, self.task.seed, conditions)
+        self.rows = RowGenerator(bundle.model, bundle.table, self.task.num_rows, self.task.seed, conditions)
         self.schema = self.rows.schema.with_metadata(model.metadata)
 
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +139,21 @@ class Generator:
                 if len(waiting) == SUMMARY_CHUNKS or start + GENERATION_CHUNK_ROWS >= end:
                     parts.append(summarise_rows(self.rows.encoding, pa.concat_tables(waiting)))
                     waiting = []
-        return {"output": unit["output"], "first_row": first, "num_rows": end - first, SUMMARY: merge_all(parts)}
+        num_bytes = self.task.output.stat(unit["output"])["output_bytes"]
+        return {"output": unit["output"], "first_row": first, "num_rows": end - first, "output_bytes": num_bytes, SUMMARY: merge_all(parts)}
+
+
+def counting_schema(schema: pa.Schema, key: str | None, num_rows: int) -> pa.Schema:
+    """Returns the schema with a key column that can number so many rows, 64 bits wide where its own type is too narrow."""
+    if key is None:
+        return schema
+    index = schema.get_field_index(key)
+    kind = schema.field(index).type
+    counting = kind.index_type if pa.types.is_dictionary(kind) else kind
+    if not pa.types.is_integer(counting) or num_rows - 1 <= np.iinfo(counting.to_pandas_dtype()).max:
+        return schema
+    wide = pa.dictionary(pa.int64(), kind.value_type) if pa.types.is_dictionary(kind) else pa.int64()
+    return schema.set(index, schema.field(index).with_type(wide))
 
 
 def readable_schema(encoding: TableEncoding, null_pattern: bool, given: pa.Table | None) -> pa.Schema:

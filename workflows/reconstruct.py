@@ -24,6 +24,7 @@ from data.listing import DataError
 from data.output import OutputFolder
 from vae.bundle import open_bundle
 from workflows.batch_config import ReconstructConfig
+from workflows.checks import ConfigError
 from workflows.file_job import FileJob, open_input, perform
 from workflows.imputation import Imputed, Imputer, output_schema
 from workflows.job import run
@@ -41,6 +42,9 @@ def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
     claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
     root, schema = OutputFolder.open(config.output.path), output_schema(encoding, what)
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"output.standard_deviations adds columns {twice}, which the table has already; leave it out or rename them")
     return FileJob("reconstruct", table, root, claim, pinned, Imputer, what, schema, config.data, config.output.prune)
 
 

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 from pyarrow import fs
 from safetensors.torch import load as load_tensors
 
 from data.encoding import TableEncoding
+from data.frames import example_frame
 from data.split import TRAIN
 from data.table import Table
 from vae.bundle import load_bundle, save_bundle
@@ -185,12 +184,6 @@ def record_end(
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
-
-
-def example_frame(rows: pa.Table) -> pd.DataFrame:
-    """Returns rows as MLflow keeps them, as JSON: decimals as numbers."""
-    frame = rows.to_pandas()
-    return frame.assign(**{item.name: frame[item.name].astype(float) for item in rows.schema if pa.types.is_decimal(item.type)})
 
 
 def kept(this: Run, name: str | None) -> str:

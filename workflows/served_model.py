@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-from functools import partial
 from typing import Any
 
 import mlflow
@@ -15,6 +13,7 @@ from mlflow.models import set_model
 
 from data.encoding import TableEncoding
 from data.filling import filling_cells, merged, missing_cells
+from data.frames import to_arrow, to_pandas
 from vae import Rows, load_bundle
 from vae.imputation import posterior_cells
 
@@ -30,7 +29,7 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
         self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Returns one row per row of the frame, in its order. Raises ValueError for an unknown task or unsuitable columns."""
+        """Returns one row per row of the frame, in its order, under its index. Raises ValueError for a task or columns that cannot be."""
         task = (params or {}).get("task", "encode")
         if task not in ("encode", "score", "reconstruct"):
             raise ValueError(f"task is {task!r}; it must be encode, score or reconstruct")
@@ -41,9 +40,9 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
         with torch.inference_mode():
             if task == "encode":
                 z_mean = self.model.posterior(rows).mean.numpy()
-                return pd.DataFrame(z_mean, columns=[f"z_mean_{i}" for i in range(z_mean.shape[1])])
+                return pd.DataFrame(z_mean, columns=[f"z_mean_{i}" for i in range(z_mean.shape[1])], index=model_input.index)
             noise = torch.randn(SCORE_SAMPLES, rows.num_rows, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
-            return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)})
+            return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)}, index=model_input.index)
 
     def _filled(self, frame: pd.DataFrame, table: pa.Table, rows: Rows) -> pd.DataFrame:
         columns = [column for column in self.encoding.columns if column.name in self.encoding.modelled]
@@ -55,27 +54,14 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
             if missing.any():
                 kind = table.schema.field(column.name).type
                 replacement = self.encoding.decode_column(column.name, cells[column.name], np.ones(len(frame), np.bool_), kind)
-                result[column.name] = merged(table[column.name], replacement, missing, kind).to_pandas().to_numpy()
+                result[column.name] = to_pandas(merged(table[column.name], replacement, missing, kind)).to_numpy()
         return result
 
     def _to_arrow(self, frame: pd.DataFrame) -> pa.Table:
         missing = [name for name in self.encoding.inputs if name not in frame.columns]
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
-        schema = self.encoding.schema_of(self.encoding.inputs)
-        decimals = {
-            field.name: frame[field.name].map(partial(to_decimal, scale=field.type.scale))
-            for field in schema
-            if pa.types.is_decimal(field.type)
-        }
-        return pa.Table.from_pandas(frame[self.encoding.inputs].assign(**decimals), schema=schema, preserve_index=False)
-
-
-def to_decimal(value: Any, scale: int) -> Decimal | None:
-    """Returns a number as pandas or JSON has it as a decimal; floats are rounded to so many digits."""
-    if pd.isna(value):
-        return None
-    return round(Decimal(str(value)), scale) if isinstance(value, float) else Decimal(str(value))
+        return to_arrow(frame, self.encoding.schema_of(self.encoding.inputs))
 
 
 set_model(ServedVAE())

@@ -203,7 +203,8 @@ def test_other_ways_to_store_a_type_are_read_as_pyarrow_reads_them(tmp_path: Pat
     }
     path = write(tmp_path / "t.parquet", columns, **options)
     expected = pq.ParquetFile(path).read()
-    assert open_table(str(path)).schema.types == expected.schema.types
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    assert open_table(str(path)).schema.types == [plain.get(kind, kind) for kind in expected.schema.types]
     assert_same(read(path), expected, expected.schema)
 
 

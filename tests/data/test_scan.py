@@ -341,6 +341,6 @@ def test_a_null_key_is_refused_with_file_and_rows(tmp_path: Path, cluster: None)
 
 
 def test_a_key_that_is_not_there_is_refused_with_what_is() -> None:
-    table = Table(pa.fs.LocalFileSystem(), (), pa.schema({"a": pa.int64()}), 0)
+    table = Table(pa.fs.LocalFileSystem(), (), pa.schema({"a": pa.int64()}))
     with pytest.raises(DataError, match=r"column 'id' \(data\.key\) is not in the table; it has \['a'\]"):
         scan(table, "id", FRACTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,27 @@ def test_a_column_that_is_not_read_changes_nothing(folder: Path, done: dict[str,
     state = look(folder, done)
     assert inputs(state) == []
     assert state.done["a.parquet"]["identity"] != done["a.parquet"]["identity"]
+
+
+def test_the_output_of_a_file_that_has_no_row_now_is_to_go(folder: Path, done: dict[str, Record]) -> None:
+    write(folder / "in/a.parquet", 0)
+    state = look(folder, done)
+    assert (inputs(state), state.vanished, state.emptied) == ([], {}, ["a.parquet"])
+    assert list(state.done) == [output_name("below/b.parquet")]
+
+
+@pytest.mark.parametrize(("before", "after"), [(pa.decimal128(8, 1), pa.decimal128(9, 2)), (pa.timestamp("ms"), pa.timestamp("us"))])
+def test_the_same_bytes_as_another_type_are_another_content(tmp_path: Path, before: pa.DataType, after: pa.DataType) -> None:
+    hashes = set()
+    for kind in (before, after):
+        stored = pa.array([15, 25, 35], pa.int64() if pa.types.is_timestamp(kind) else None)
+        values = (
+            stored.cast(kind) if pa.types.is_timestamp(kind) else pa.array([Decimal(n).scaleb(-kind.scale) for n in (15, 25, 35)], kind)
+        )
+        pq.write_table(pa.table({"x": values}), tmp_path / "a.parquet", use_dictionary=False, write_statistics=False, store_schema=False)
+        table = open_table(str(tmp_path))
+        hashes.add(content_of_file(table.filesystem, table.files[0], COLUMNS))
+    assert len(hashes) == 2
 
 
 @pytest.mark.parametrize("change", ["rows", "row groups", "values"])

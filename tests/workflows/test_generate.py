@@ -397,6 +397,6 @@ def test_compared_rows_are_told_the_conditions_of_both_sides_in_turn_and_which_c
     in_turn = [place for first in range(50) for place in (first, 100 + first)]
     expected = rows.select(["label", "stroke"]).take(in_turn).to_pylist()
     assert told.to_pylist() == expected
-    made = RowGenerator(bundle.model, bundle.table, 0, told)
+    made = RowGenerator(bundle.model, bundle.table, 1000, 0, told)
     of_two_chunks = pa.concat_tables([made.chunk(0), made.chunk(1)]).select(["label", "stroke"]).to_pylist()
     assert of_two_chunks == [expected[place % 100] for place in range(len(of_two_chunks))]
