@@ -41,7 +41,7 @@ class Imputer(FileActor):
     """Fills what is missing of modelled columns from q(z|x) and p(x|z); every cell that is there stays as it is."""
 
     def output_schema(self) -> pa.Schema:
-        return output_schema(self.encoding, self.task.what)
+        return output_schema(self.encoding, self.task.what.deviations)
 
     def kept(self, table: pa.Table, part: RowGroup, relative_path: str) -> list[pa.ChunkedArray]:
         return list(table.columns)
@@ -91,13 +91,13 @@ class Imputer(FileActor):
         return np.asarray(flat.cast(pa.float64(), safe=False)).reshape(len(cells), -1)
 
 
-def output_schema(encoding: TableEncoding, what: Imputed) -> pa.Schema:
-    """Returns the training table's columns, and the deviations that were asked for."""
+def output_schema(encoding: TableEncoding, with_deviations: bool) -> pa.Schema:
+    """Returns the training table's columns, and the deviations where they were asked for."""
     schema = readable_schema(encoding, null_pattern=False, given=None)
     for index, column in enumerate(encoding.columns):  # conditions are not filled, and pyarrow 25 cannot read null fixed-size lists back
         if column.condition and pa.types.is_fixed_size_list(schema.field(index).type):
             schema = schema.set(index, pa.field(column.name, pa.list_(schema.field(index).type.value_type)))
-    numbers = [column for column in encoding.columns if column.kind in NUMBERS] if what.deviations else []
+    numbers = [column for column in encoding.columns if column.kind in NUMBERS] if with_deviations else []
     deviations = [pa.field(c.name + DEVIATION, pa.list_(pa.float64()) if c.kind in ("vector", "image") else pa.float64()) for c in numbers]
     return pa.schema([*schema, *deviations])
 

@@ -38,13 +38,14 @@ def main(config: ReconstructConfig) -> dict[str, Any]:
 def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     """Returns what is to become what, once input, model and output fit together. Raises DataError, BundleError, OutputError."""
     encoding = TableEncoding.from_json(open_bundle(pinned.files, where=config.model).table)
-    table = open_input(config.data, encoding.schema.names, partial(check_schema, encoding))
-    what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
-    claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
-    root, schema = OutputFolder.open(config.output.path), output_schema(encoding, what)
+    schema = output_schema(encoding, config.output.standard_deviations)
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise ConfigError(f"output.standard_deviations adds columns {twice}, which the table has already; leave it out or rename them")
+    table = open_input(config.data, encoding.schema.names, partial(check_schema, encoding))
+    what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
+    claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
+    root = OutputFolder.open(config.output.path)
     return FileJob("reconstruct", table, root, claim, pinned, Imputer, what, schema, config.data, config.output.prune)
 
 

@@ -86,6 +86,13 @@ def test_another_models_output_is_not_taken_for_this_ones(folder: Path, done: di
     assert inputs(look(folder, {}, made_by="another")) == ["a.parquet", "below/b.parquet"]
 
 
+def test_what_the_manifest_says_of_another_model_does_not_count_but_for_files_elsewhere(folder: Path, done: dict[str, Record]) -> None:
+    state = look(folder, done, made_by="another")
+    assert (inputs(state), state.done) == (["a.parquet", "below/b.parquet"], {})
+    elsewhere = look(folder, done, partition="below", made_by="another")
+    assert (inputs(elsewhere), list(elsewhere.done)) == (["below/b.parquet"], ["a.parquet"])
+
+
 def test_a_file_that_was_written_again_as_it_was_is_not_done_again(folder: Path, done: dict[str, Record]) -> None:
     write(folder / "in/a.parquet", 5)
     os.utime(folder / "in/a.parquet", (0, 0))

@@ -189,6 +189,15 @@ def test_what_changed_is_done_again_and_what_vanished_stays_until_pruned(jobs: J
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == nothing
 
 
+def test_the_output_of_a_file_that_has_no_row_now_goes(jobs: Jobs, table: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    jobs.encode(table, output)
+    pq.write_table(pq.read_table(table / "part-0.parquet").slice(0, 0), table / "part-0.parquet")
+    again = jobs.encode(table, output)
+    assert (again["num_units_done"], again["num_files_vanished"]) == (0, 0)
+    assert sorted(contents(output)) == sorted(manifest(again)["units"]) == ["part-1.parquet", "part-2.parquet"]
+
+
 def test_the_files_of_a_job_that_died_before_its_manifest_are_not_made_again(jobs: Jobs, table: Path, tmp_path: Path) -> None:
     jobs.encode(table, tmp_path / "out")
     shutil.rmtree(tmp_path / "out/model_version=1/_manifests")

@@ -1,0 +1,111 @@
+"""Tables with whatever columns there are: trained on, generated, embedded, served."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.running import Trained, run_job
+from workflows import encode, evaluate, generate, reconstruct
+from workflows.batch_config import EncodeConfig, GenerateConfig, ReconstructConfig
+from workflows.checks import ConfigError
+from workflows.evaluate_config import EvaluateConfig
+from workflows.job import parse
+
+SIZE = 120
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    rng = np.random.default_rng(0)
+    prices = [[Decimal(int(cents)) / 100 for cents in pair] for pair in rng.integers(0, 10**5, (SIZE, 2))]
+    return pa.table(
+        {
+            "key": pa.array(np.arange(SIZE), pa.int8()),
+            "x": pa.array(rng.normal(size=SIZE), mask=rng.random(SIZE) < 0.1),
+            "x_standard_deviation": rng.random(SIZE),
+            "z_mean": rng.normal(size=SIZE),
+            "town": pa.array(rng.choice(["Bonn", "Ulm"], SIZE)).cast(pa.string_view()),
+            "moment": pa.array(rng.integers(10**12, 2 * 10**12, SIZE)).cast(pa.timestamp("ms")),
+            "clock": pa.array(rng.integers(0, 86_400 * 10**9, SIZE)).cast(pa.time64("ns")),
+            "prices": pa.array(prices, pa.list_(pa.decimal128(9, 2), 2)),
+            "nested": pa.array([{"a": [number]} for number in range(SIZE)]),
+            "words": pa.array([["a", "b"]] * SIZE),
+            "uuid": pa.array([number.to_bytes(16, "big") for number in range(SIZE)], pa.uuid()),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def odd(rows: pa.Table, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "table").mkdir()
+    pq.write_table(rows, folder / "table" / "a.parquet")
+    options = ("--data.path", "table", "--data.key", "key", "--training.max_steps", "3", "--registry.model_name", "odd")
+    here = ("--cluster.address", ray_address, "--cluster.num_workers", "1")
+    return Trained(folder, folder / "table", options, run_job(folder, "train.py", *options, *here))
+
+
+def common(odd: Trained, output: Path) -> list[str]:
+    return ["--model", "models:/odd@candidate", "--registry.tracking_uri", odd.tracking_uri, "--output.path", str(output)]
+
+
+def test_columns_of_types_that_are_not_modelled_are_ignored_and_said(odd: Trained) -> None:
+    assert odd.json["train"]["num_rows"] + odd.json["validation"]["num_rows"] == SIZE
+    assert "Failed to validate serving input example" not in odd.outcome.stderr
+    for name in ("nested", "words", "uuid"):
+        (line,) = [line for line in odd.outcome.stderr.splitlines() if line.strip().startswith(name)]
+        assert "ignored" in line
+
+
+def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_are_made_again(odd: Trained, tmp_path: Path) -> None:
+    options = [*common(odd, tmp_path / "out"), "--num_rows", "300", "--output.rows_per_file", "200"]
+    generate.main(parse(GenerateConfig, options))
+    made = pq.read_table(tmp_path / "out", partitioning=None)
+    assert made["key"].to_pylist() == list(range(300))
+    assert set(made["town"].to_pylist()) <= {"Bonn", "Ulm"}
+    assert made["nested"].null_count == made["uuid"].null_count == 300
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")}
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    generate.main(parse(GenerateConfig, options))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")} == files
+    fewer = generate.main(parse(GenerateConfig, [*common(odd, tmp_path / "few"), "--num_rows", "10"]))
+    assert pq.read_schema(Path(fewer["output_path"]) / "part-00000.parquet").field("key").type == pa.int8()
+
+
+def test_it_is_evaluated(odd: Trained, tmp_path: Path) -> None:
+    options = [*common(odd, tmp_path / "out"), "--data.path", str(odd.table), "--audit.num_rows", "0"]
+    assert evaluate.main(parse(EvaluateConfig, options))["num_rows"] == odd.json["validation"]["num_rows"]
+
+
+def test_names_that_an_output_would_have_twice_are_refused(odd: Trained, tmp_path: Path) -> None:
+    options = [*common(odd, tmp_path / "out"), "--data.path", str(odd.table)]
+    with pytest.raises(ConfigError, match="the key is 'z_mean', which is the name of a column of the output too"):
+        encode.main(parse(EncodeConfig, [*options, "--data.key", "z_mean"]))
+    with pytest.raises(ConfigError, match=r"adds columns \['x_standard_deviation'\], which the table has already"):
+        reconstruct.main(parse(ReconstructConfig, [*options, "--output.standard_deviations", "true"]))
+
+
+def test_it_is_served(odd: Trained, rows: pa.Table) -> None:
+    mlflow.set_tracking_uri(odd.tracking_uri)
+    served = mlflow.pyfunc.load_model(odd.json["model_uri"])
+    read = rows.set_column(rows.schema.get_field_index("clock"), "clock", rows["clock"].cast(pa.time64("us"), safe=False))
+    frame = read.select([name for name in rows.column_names if name not in ("nested", "words", "uuid")]).to_pandas()
+    z = served.predict(frame)
+    assert np.isfinite(z).all().all()
+    some = served.predict(frame[frame.index >= 100])
+    assert some.index.tolist() == list(range(100, SIZE))
+    np.testing.assert_allclose(some, z[100:], atol=1e-5)
+    for name in ("x", "town", "moment", "clock", "prices"):
+        without = frame.head(1).assign(**{name: np.nan})
+        assert np.isfinite(served.predict(without)).all().all()
+        filled = served.predict(without, params={"task": "reconstruct"})
+        assert pd.notna(filled[name][0]) if name != "prices" else len(filled[name][0]) == 2
