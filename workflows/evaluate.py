@@ -56,8 +56,8 @@ UNDECIDING = ("model", "force", "data", "output", "registry", "cluster")
 def main(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
-    registry = Registry(config.registry.tracking_uri)
     scoring = candidate_scoring(config, pin(config.model, config.registry.tracking_uri))
+    registry = Registry(config.registry.tracking_uri)
     rival = find_rival(registry, config, scoring) if config.promote else None
     known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
     if known is not None and not scoring.job.look().units:

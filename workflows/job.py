@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -52,7 +53,15 @@ Config = TypeVar("Config", bound=Checked)
 
 
 class Parser(ArgumentParser):
-    """A parser that names the options which one that it does not know may have been meant to be."""
+    """A parser that takes --NAME for --NAME true, and names the options which one that it does not know may have been meant to be."""
+
+    def with_values(self, arguments: list[str]) -> list[str]:
+        """Returns a command line in which every option that is true or false has its value."""
+        switches = {option for action in self._actions if getattr(action, "_typehint", None) is bool for option in action.option_strings}
+        values: list[str] = []
+        for argument, following in pairwise([*arguments, "--"]):
+            values += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
+        return values
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -77,7 +86,7 @@ def parse(config_type: type[Config], arguments: list[str] | None = None) -> Conf
     parser = Parser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_type, None)
-    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values = parser.instantiate(parser.parse_args(parser.with_values(sys.argv[1:] if arguments is None else arguments))).as_dict()
     values.pop("config", None)
     config = config_type(**values)
     config.check()

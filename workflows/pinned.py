@@ -41,7 +41,7 @@ def pin(reference: str, tracking_uri: str | None) -> PinnedModel:
         return folder_model(Path(reference))
     from workflows.registry import Registry  # a second of imports
 
-    return Registry(tracking_uri).pin(reference)
+    return Registry.of_models(tracking_uri).pin(reference)
 
 
 def is_registered(reference: str) -> bool:

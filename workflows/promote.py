@@ -1,7 +1,7 @@
 """Makes a version of a registered model its champion, or goes back to the champion before.
 
     python workflows/promote.py --model NAME --version N [--why TEXT] [--by WHO] [--section.key value ...]
-    python workflows/promote.py --model NAME --rollback true [--why TEXT]
+    python workflows/promote.py --model NAME --rollback [--why TEXT]
 
 Reads a model version, whose bundle is checked. Writes the aliases `champion` and `previous`, and tags that say who, when, why and from
 which version. A second promotion of the same version does nothing; a second rollback undoes the first. After a kill the same command
@@ -26,7 +26,7 @@ from workflows.registry import Registry
 
 
 def main(config: PromoteConfig) -> dict[str, Any]:
-    registry = Registry(config.registry.tracking_uri)
+    registry = Registry.of_models(config.registry.tracking_uri)
     aliases = registry.aliases(config.model)
     version = version_before(registry, config.model, aliases) if config.rollback else asked_version(registry, config)
     if aliases.get("champion") == version:

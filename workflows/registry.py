@@ -20,7 +20,8 @@ from vae.bundle import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
 from workflows.errors import ServiceError
 from workflows.lineage import pinned_requirements
-from workflows.pinned import PinnedModel, folder_model, without_password
+from workflows.pinned import PinnedModel, default_tracking_uri, folder_model, without_password
+from workflows.store_file import sqlite_file
 from workflows.tracking import Tracking, run_open, service_errors
 
 CHAMPION_CHANGE = "champion_change"
@@ -29,6 +30,14 @@ MAX_VERSIONS = 100_000  # MLflow allows 200,000
 
 class Registry(Tracking):
     """A tracking store with its registered models."""
+
+    @staticmethod
+    def of_models(tracking_uri: str | None) -> Registry:
+        """Returns the registry for a job that needs a model of it. Raises BundleError where it is a file that is not there."""
+        file = sqlite_file(default_tracking_uri(tracking_uri))
+        if file is not None and not file.exists():
+            raise BundleError(f"the registry is the file {file}, which is not there; name another by registry.tracking_uri")
+        return Registry(tracking_uri)
 
     def register(
         self, run_id: str, model_name: str, bundle: Path, encoding: TableEncoding, example: pd.DataFrame, tags: Mapping[str, str]

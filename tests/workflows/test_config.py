@@ -12,7 +12,7 @@ from data.listing import DataError
 from data.output import OutputError
 from data.overrides import ColumnOverrideError
 from vae import BundleError
-from workflows.batch_config import EncodeConfig, GenerateConfig
+from workflows.batch_config import EncodeConfig, GenerateConfig, PromoteConfig
 from workflows.checks import ConfigError
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
@@ -62,6 +62,12 @@ def test_an_unknown_key_in_a_file_ends_with_code_2(tmp_path: Path, capsys: pytes
         parse(TrainConfig, ["--config", str(file)])
     assert ended.value.code == 2
     assert "--training.epoch: did you mean --training.epochs?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--rollback"], ["--rollback", "true"], ["--rollback=true"], ["--rollback", "--by", "me"]])
+def test_an_option_that_is_true_or_false_needs_no_value(arguments: list[str]) -> None:
+    assert parse(PromoteConfig, ["--model", "x", *arguments]).rollback
+    assert not parse(PromoteConfig, ["--model", "x", "--version", "3", "--rollback", "false"]).rollback
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vae import VAE, BundleError, save_bundle
 from workflows.batch_config import BatchRegistryConfig, PromoteConfig
 from workflows.checks import ConfigError
 from workflows.errors import ServiceError
+from workflows.pinned import pin
 from workflows.promote import main
 from workflows.registry import CHAMPION_CHANGE, Registry
 
@@ -177,6 +178,15 @@ def test_a_rollback_without_a_previous_version_is_refused(store: Store) -> None:
 def test_a_model_that_is_not_there_is_refused_with_those_that_are(store: Store) -> None:
     with pytest.raises(BundleError, match=r"no model 'other' in the registry at .*; it has tiny"):
         main(PromoteConfig("other", 1, registry=BatchRegistryConfig(store.uri)))
+
+
+def test_a_registry_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'typo' / 'mlflow.db'}"
+    with pytest.raises(BundleError, match=r"mlflow\.db, which is not there; name another by registry.tracking_uri"):
+        main(PromoteConfig("other", 1, registry=BatchRegistryConfig(uri)))
+    with pytest.raises(BundleError, match="which is not there"):
+        pin("models:/other/1", uri)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "table.json"])
