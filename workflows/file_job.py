@@ -287,9 +287,11 @@ def named(names: Collection[str]) -> list[str]:
 
 
 def say(done: Done, prune: bool) -> None:
-    """Warns of input files that are gone, and of values that the model has no code for; they were encoded as "other" or as missing."""
+    """Warns of input files that are gone or empty, and of values that the model has no code for; they were encoded as "other" or as missing."""
     if done.plan.gone:
         fate = "were deleted" if prune else "stay (--output.prune true deletes them)"
         logger.warning("input files that are gone: %s; their rows %s", ", ".join(named(done.plan.gone.values())), fate)
+    if done.plan.emptied:
+        logger.warning("input files that have no row any more: %d; their output is gone with them", len(done.plan.emptied))
     for name, count in done.unseen.items():
         logger.warning("column %s: %d values that training did not see, encoded as other or missing", name, count)
