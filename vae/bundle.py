@@ -24,7 +24,7 @@ class BundleError(ValueError):
 
 
 class Bundle(NamedTuple):
-    """A loaded model: the VAE in evaluation mode, what the table was (data/ reads it), and the manifest's sha256."""
+    """A loaded model: the VAE in evaluation mode and in float32, what the table was (data/ reads it), and the manifest's sha256."""
 
     model: VAE
     table: dict[str, Any]

@@ -156,7 +156,7 @@ def inverse_of_sums(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 class Categorical(Likelihood):
-    """Columns of categories, stored as codes 0..size-1; `sizes` counts each column's categories.
+    """Columns of categories, stored as codes 0..size-1; `sizes` counts each column's categories. Other codes are not looked for.
 
     For the encoder a column of up to MAX_ONE_HOT categories is one-hot, and one of more an embedding, learned in the
     submodule `embedding` under the column's number. The features of the one-hot columns come first.
@@ -168,6 +168,8 @@ class Categorical(Likelihood):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes is {list(sizes)}; a column has one category at least, and a field one column")
         self.sizes = list(sizes)
         self.size = len(self.sizes)
         self.num_outputs = sum(self.sizes)

@@ -7,6 +7,7 @@ to an error below 10^-6 nats, and returned in the outputs' dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 from vae.cells import CellDistribution, Likelihood, uniform_like
 
 MAX_COUNT = 2.0**24
-# e^20 is above every count that is stored exactly, and e^-20 of a count is none in 10^8 rows.
-MIN_LOG_RATE, MAX_LOG_RATE = -20.0, 20.0
+# A mean is at most the largest count, and e^-20 of a count is none in 10^8 rows.
+MIN_LOG_RATE, MAX_LOG_RATE = -20.0, math.log(MAX_COUNT)
 # A variance of rate + e^-15 rate^2 is a Poisson's up to a rate of a million; with e^7 a rate of 1 comes from one row in a thousand.
 MIN_LOG_DISPERSION, MAX_LOG_DISPERSION = -15.0, 7.0
 MAX_ZERO_LOGIT = 30.0

@@ -48,18 +48,22 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
     return torch.cat(parts)
 
 
+@torch.no_grad()
 def log_evidence_bound(model: VAE, rows: Rows, num_importance_samples: int, generator: torch.Generator) -> Tensor:
     """Returns the importance-weighted bound on log p(x) of every row, in nats in data units, [B] in float64 (Burda et al. 2016).
 
-    In expectation a lower bound that does not decrease with the number of samples. Memory does not depend on that number.
+    In expectation a lower bound that does not decrease with the number of samples. Memory does not depend on that number, and it has
+    no gradient: vae.objective has those. Raises ValueError for less than one sample.
     """
+    if num_importance_samples < 1:
+        raise ValueError(f"num_importance_samples is {num_importance_samples}; the bound needs one at least")
     q_z = model.posterior(rows)
     size = samples_at_once(model, rows)
     total: Tensor | None = None
     for begin in range(0, num_importance_samples, size):
         part = log_weights(model, rows, q_z, min(size, num_importance_samples - begin), generator).double().logsumexp(0)
         total = part if total is None else torch.logaddexp(total, part)
-    assert total is not None, "at least one sample is needed"
+    assert total is not None
     return total - math.log(num_importance_samples)
 
 

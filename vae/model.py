@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.bernoulli import BernoulliCells
+from vae.checks import check_fields, require_known
 from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
 from vae.likelihoods import LIKELIHOODS, Likelihood
 from vae.networks import NETWORKS
@@ -51,6 +52,9 @@ class VAE(nn.Module):
         decoder_network: the decoder's, where it is another.
     posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
     condition_fields: like fields, for what the model is conditioned on; their likelihoods only make features of them.
+
+    Raises:
+        ValueError: a name that is not known, or fields that make no model.
     """
 
     def __init__(
@@ -66,6 +70,11 @@ class VAE(nn.Module):
         decoder_network: str | None = None,
     ) -> None:
         super().__init__()
+        check_fields([*fields, *condition_fields], LIKELIHOODS)
+        require_known("prior", prior, PRIORS)
+        require_known("posterior", posterior, POSTERIORS)
+        for name in (network, decoder_network or network):
+            require_known("network", name, [*NETWORKS, "conv"])
         self.architecture: dict[str, Any] = {
             "fields": [dict(field) for field in fields],
             "latent_dim": latent_dim,
@@ -159,7 +168,8 @@ class VAE(nn.Module):
 
     def likelihood(self, z: Tensor, condition: Tensor | None = None) -> RowDistribution:
         """Returns p(x|z) for z [B, L] or [S, B, L]; of a conditional model p(x|z,c) for its `condition` of rows, [B, C]."""
-        assert (condition is not None) == (self.condition_size > 0)
+        if (condition is not None) != (self.condition_size > 0):
+            raise ValueError(f"the model is told {self.condition_size} features of a condition; condition is {condition}")
         likelihoods = self._likelihoods()
         inputs = z if condition is None else torch.cat([z, condition.expand(*z.shape[:-1], -1)], -1)
         outputs = self.decoder(inputs).to(self.dtype)
@@ -169,7 +179,12 @@ class VAE(nn.Module):
         return RowDistribution(fields, BernoulliCells(flags + self.flag_logits if self.flags else flags), self.flags)
 
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
-        """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal."""
+        """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal.
+
+        Of several samples, [S, B, L], the expectations are [S, B]. Raises ValueError for noise of another shape.
+        """
+        if noise.shape[-2:] != (rows.num_rows, self.latent_dim):
+            raise ValueError(f"noise is of shape {list(noise.shape)}; {rows.num_rows} rows need [{rows.num_rows}, {self.latent_dim}]")
         q_z, condition = self.posterior(rows), self.condition(rows)
         z, kl = q_z.rsample_with_kl(noise, self.latent_prior(condition))
         p_x = self.likelihood(z, condition)
@@ -182,7 +197,10 @@ class VAE(nn.Module):
 
         log p(x,z) - log q(z|x), averaged over noise [S, B, L], has the ELBO as its expectation and no variance at all where
         q is the exact posterior (Roeder et al. 2017); the expected log-likelihood is this plus the KL.
+        Raises ValueError for noise of another shape.
         """
+        if noise.dim() != 3 or noise.shape[1:] != (rows.num_rows, self.latent_dim):
+            raise ValueError(f"noise is of shape {list(noise.shape)}; {rows.num_rows} rows need [S, {rows.num_rows}, {self.latent_dim}]")
         q_z = self.posterior(rows) if q_z is None else q_z
         z, condition = q_z.rsample(noise), self.condition(rows)
         p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
@@ -221,6 +239,8 @@ def build_networks(
     """Returns encoder and decoder by name, given the inputs and outputs of both. Raises ValueError where there is nothing to convolve."""
     if "conv" in (encoder, decoder) and not images:
         raise ValueError("the network conv needs an image: a field with a shape H x W, H x W x C or C x H x W, C being 1 or 3")
+    if "conv" in (encoder, decoder) and not hidden_dims:
+        raise ValueError("the network conv needs hidden_dims, the first of which is the width of what an image becomes")
     features, outputs = [image for image, _, _ in images], [(image, per_cell) for _, image, per_cell in images]
     (num_features, num_parameters), (num_latents, num_outputs) = encoder_sizes, decoder_sizes
     reverse = list(reversed(hidden_dims))

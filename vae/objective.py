@@ -86,7 +86,9 @@ class Loss(nn.Module):
         if reparameterised_twice:
             weights = log_w.detach().softmax(0)
             if z.requires_grad:
-                z.register_hook(lambda gradient: gradient * weights[..., None].to(gradient.dtype))  # type: ignore[no-untyped-call]
+                # Of w (1 - beta + beta w), the gradient's factor in z, the loss below has one w. It is w^2 for the bound itself, beta 1.
+                factor = 1 - beta + beta * weights[..., None]
+                z.register_hook(lambda gradient: gradient * factor.to(gradient.dtype))  # type: ignore[no-untyped-call]
             loss = -(weights * log_w).sum()
         else:
             loss = -(torch.logsumexp(log_w, 0) - math.log(len(log_w))).sum()

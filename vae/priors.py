@@ -17,6 +17,10 @@ from vae.posteriors import DiagonalGaussian, Posterior
 
 # Pseudo-inputs begin near the average row, whose standardised features are 0, and this far apart.
 PSEUDO_INPUT_SCALE = 0.1
+# Means of a mixture's components begin this far apart, in standard deviations of the components.
+MIXTURE_SCATTER = 0.1
+# Between 3 and 30 held-out ELBOs are alike (benchmarks/README.md).
+GAIN = 10.0
 
 
 class LatentDistribution(Protocol):
@@ -120,17 +124,21 @@ class Mixture(NamedTuple):
 
 
 class GaussianMixture(Prior):
-    """p(z): a mixture of K diagonal Gaussians, all of which are learned (Dilokthanakul et al. 2016)."""
+    """p(z): a mixture of K diagonal Gaussians, all of which are learned (Dilokthanakul et al. 2016). It starts as about N(0, I).
+
+    Its parameters are a GAIN-th of what they stand for: Adam moves each by about its learning rate a step, which is too slow in units of z
+    for components that are to follow the encoder.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.randn(sizes.num_components, sizes.latent_dim))
+        self.mean = nn.Parameter(MIXTURE_SCATTER / GAIN * torch.randn(sizes.num_components, sizes.latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(sizes.num_components, sizes.latent_dim))
         self.logits = nn.Parameter(torch.zeros(sizes.num_components))
 
     def forward(self, encode: Encode, condition: Tensor | None) -> LatentDistribution:
-        components = DiagonalGaussian.from_outputs(torch.cat([self.mean, self.log_scale], -1), self.mean.shape[-1])
-        return Mixture(components, self.logits.log_softmax(0))
+        components = DiagonalGaussian.from_outputs(GAIN * torch.cat([self.mean, self.log_scale], -1), self.mean.shape[-1])
+        return Mixture(components, (GAIN * self.logits).log_softmax(0))
 
 
 class VampPrior(Prior):

@@ -287,7 +287,7 @@ def named(names: Collection[str]) -> list[str]:
 
 
 def say(done: Done, prune: bool) -> None:
-    """Warns of input files that are gone or empty, and of values that the model has no code for; they were encoded as "other" or as missing."""
+    """Warns of input files that are gone or empty, and of values that the model has no code for; they became "other" or missing."""
     if done.plan.gone:
         fate = "were deleted" if prune else "stay (--output.prune true deletes them)"
         logger.warning("input files that are gone: %s; their rows %s", ", ".join(named(done.plan.gone.values())), fate)

@@ -22,7 +22,7 @@ from workflows.sections import SEED, Evaluation, Section, encoded, left_out, of_
 from workflows.totals import Estimate
 
 # Rows that one actor audits at once.
-AUDITED_TOGETHER = 10
+AUDITED_TOGETHER = 40
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.vae.linear_models import standardised, vector_field
+from vae.evidence import log_evidence_bound
 from vae.model import VAE, Bound
 from vae.oracle import PPCA, fit_ppca
 from vae.rows import Rows
@@ -31,6 +32,7 @@ FIELDS: list[dict[str, Any]] = [
 ]
 NAMES = [str(field["name"]) for field in FIELDS]
 STORAGE = {"boolean": torch.int8, "categorical": torch.int32, "image_0": torch.uint8, "image_1": torch.uint8}
+ONE: dict[str, Any] = {"name": "one", "likelihood": "gaussian", "size": 2, "valid_size": 2}
 few_examples = settings(max_examples=20)
 
 
@@ -405,8 +407,34 @@ def test_no_other_parameters_report_more_than_the_maximum_likelihood() -> None:
         assert elbo < ppca.mean_log_evidence - 1e-3
 
 
-def test_an_unknown_part_is_refused_by_its_name() -> None:
-    with pytest.raises(KeyError, match="transformer"):
-        VAE(FIELDS, 2, network="transformer")
-    with pytest.raises(KeyError, match="flow"):
-        VAE(FIELDS, 2, prior="flow")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"network": "transformer"}, "network is 'transformer'; there are conv, gated"),
+        ({"decoder_network": "transformer"}, "network is 'transformer'"),
+        ({"prior": "flow"}, "prior is 'flow'; there are conditional, mixture, standard, vamp"),
+        ({"posterior": "flow"}, "posterior is 'flow'; there are diagonal, full"),
+        ({"fields": [ONE | {"likelihood": "gausian"}]}, "the likelihood of field 'one' is 'gausian'; there are bernoulli,"),
+        ({"fields": [ONE, ONE]}, "several fields are named 'one'"),
+        ({"fields": [ONE], "condition_fields": [ONE]}, "several fields are named 'one'"),
+        ({"fields": [{"name": "one", "size": 2}]}, r"field 0 \(one\) lacks likelihood, valid_size"),
+        ({"fields": [ONE | {"name": "a.b"}]}, "has a dot in its name"),
+        ({"fields": [{"name": "one", "likelihood": "categorical", "sizes": [2, 0], "valid_size": 2}]}, r"sizes is \[2, 0\]"),
+    ],
+)
+def test_what_makes_no_model_is_refused_by_its_name(options: dict[str, Any], said: str) -> None:
+    made: dict[str, Any] = {"fields": FIELDS, "latent_dim": 2} | options
+    with pytest.raises(ValueError, match=said):
+        VAE(**made)
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    model = VAE([ONE], 2, [4])
+    rows = Rows({"one": torch.zeros(3, 2)}, {"one": torch.ones(3, 2, dtype=torch.bool)}, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"noise is of shape \[1, 2\]; 3 rows need \[3, 2\]"):
+        model.elbo(rows, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"noise is of shape \[3, 2\]; 3 rows need \[S, 3, 2\]"):
+        model.evaluate_elbo(rows, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="num_importance_samples is 0"):
+        log_evidence_bound(model, rows, 0, torch.Generator())
+    assert not log_evidence_bound(model, rows, 3, torch.Generator()).requires_grad
