@@ -66,7 +66,9 @@ def decide_columns(
                     "store them as null, or take them for nulls by --data.nonfinite null"
                 )
         if column.kind != "ignored" and not np.isfinite([*column.mean, column.scale]).all():
-            faults.append(f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g})")
+            faults.append(
+                f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g}); rescale or ignore it"
+            )
         columns.append(column)
     if faults:
         raise DataError("unsuitable values in the training rows:\n  " + "\n  ".join(faults))

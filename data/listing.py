@@ -37,7 +37,7 @@ class FoundFile(NamedTuple):
 
 def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
     """Returns the filesystem and every Parquet file, sorted by the path below the input root."""
-    if not paths:
+    if not paths or not all(paths):
         raise DataError("no path is given; name a Parquet file, a folder of them, or a glob")
     filesystem: fs.FileSystem | None = None
     found: dict[str, FoundFile] = {}

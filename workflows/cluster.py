@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
+CONNECT_S = 10.0
 # What a Ray of one job does without: looking for nodes that are taken away, and metrics that nobody reads.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
@@ -46,6 +49,7 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     # A worker that stands still leaves no process group: it is ended all the same, not 30 s later.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     address = address or os.environ.get("RAY_ADDRESS")
+    refuse_silent(address)
     try:
         if address or is_submitted():
             ray.init(
@@ -62,12 +66,24 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
             # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
     except Exception as error:  # Ray raises Exception itself where its processes did not start in time
-        raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if "token" in str(error).lower() else ""
+        raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     stop_on_sigterm()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_silent(address: str | None) -> None:
+    """Raises ServiceError where nothing takes connections at HOST:PORT, which Ray tries again for a quarter of an hour."""
+    named = re.fullmatch(r"([^:/]+):(\d+)", address or "")
+    if named is None:
+        return
+    try:
+        socket.create_connection((named[1], int(named[2])), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceError(f"no Ray cluster at {address}: {error}; see --cluster.address and RAY_ADDRESS") from error
 
 
 def quiet() -> dict[str, object]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from workflows.checks import ConfigError, check_batch_bytes, require
+from workflows.checks import ConfigError, check_batch_bytes, check_finite, require
 from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 
 
@@ -120,6 +120,10 @@ class RunConfig:
     every epoch; the numbers are the same."""
 
     def check(self) -> None:
+        is_one_name = self.name is None or (self.name.strip() not in ("", ".", "..") and not {"/", "\\"}.intersection(self.name))
+        require(is_one_name, "run.name", self.name, "the name of one folder below run.storage_path")
+        bytes_held = self.shard_memory_bytes
+        require(bytes_held is None or bytes_held >= 1, "run.shard_memory_bytes", bytes_held, "at least 1")
         require(self.checkpoint_interval_s > 0, "run.checkpoint_interval_s", self.checkpoint_interval_s, "above 0")
         require(self.log_interval_steps >= 1, "run.log_interval_steps", self.log_interval_steps, "at least 1")
 
@@ -135,6 +139,11 @@ class RegistryConfig:
     model_name: str = "vae"
     """Registered model that gets the new version."""
 
+    def check(self) -> None:
+        is_name = bool(self.model_name.strip()) and not {"/", ":"}.intersection(self.model_name)
+        require(is_name, "registry.model_name", self.model_name, "a name without / and :")
+        require(bool(self.experiment.strip()), "registry.experiment", self.experiment, "a name")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -149,8 +158,9 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def check(self) -> None:
-        for section in (self.data, self.model, self.objective, self.training, self.run, self.cluster):
+        for section in (self.data, self.model, self.objective, self.training, self.run, self.registry, self.cluster):
             section.check()
+        check_finite(asdict(self))
         if self.model.prior == "conditional" and not self.data.condition:
             raise ConfigError("model.prior is 'conditional', and data.condition names no columns that it could depend on")
         if self.cluster.num_workers > self.data.num_logical_shards:

@@ -10,11 +10,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, get_args
 
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data.encoding import EncodingFormatError
@@ -23,7 +25,7 @@ from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
 from data.stores import StoreError, refuse_silence
 from vae.bundle import BundleError
-from workflows.checks import ConfigError
+from workflows.checks import ConfigError, require
 from workflows.errors import CheckFailed, ComputationError, Incomplete, ServiceError, TryAgain, logger
 from workflows.pinned import without_password
 
@@ -63,6 +65,22 @@ class Parser(ArgumentParser):
             values += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
         return values
 
+    def refuse_empty(self, given: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises ConfigError for what is null and may not be, and for keys that are not known, which pass where they hold an empty map."""
+        options = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        sections = {dest.rpartition(".")[0] for dest in options if "." in dest}
+        for name, value in given.items():
+            key = prefix + name
+            if key in sections:
+                require(value is not None, key, value, "a section with options, or left out")
+                self.refuse_empty(value, key + ".")
+            elif key not in options:
+                raise ConfigError(f"{key} is no option; --help lists every option")
+            elif value is None:
+                hint = options[key]
+                may_be_null = hint is None or hint is Any or type(None) in get_args(hint)
+                require(may_be_null, key, value, "given a value, or left out")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings if option.startswith("--")]
         unknown = re.findall(r"(?<!\S)--([^\s=]+)", message) if "unrecognized arguments" in message else []
@@ -86,7 +104,11 @@ def parse(config_type: type[Config], arguments: list[str] | None = None) -> Conf
     parser = Parser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_type, None)
-    values = parser.instantiate(parser.parse_args(parser.with_values(sys.argv[1:] if arguments is None else arguments))).as_dict()
+    given = parser.parse_args(parser.with_values(sys.argv[1:] if arguments is None else arguments))
+    for file in given.config or []:  # what is unknown and empty there is not among what was parsed
+        parser.refuse_empty(yaml.safe_load(Path(str(file)).read_text(encoding="utf-8")) or {})
+    parser.refuse_empty(given.as_dict())
+    values = parser.instantiate(given).as_dict()
     values.pop("config", None)
     config = config_type(**values)
     config.check()

@@ -125,7 +125,7 @@ class TrainingConfig:
         require(self.global_batch_size >= 1, "training.global_batch_size", self.global_batch_size, "at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
-        require(self.seed >= 0, "training.seed", self.seed, "at least 0")
+        require(0 <= self.seed < 2**64, "training.seed", self.seed, "at least 0 and below 2^64")
         require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
         require(self.max_gradient_norm > 0, "training.max_gradient_norm", self.max_gradient_norm, "above 0")
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")

@@ -147,6 +147,10 @@ def record_end(
     if files is None:
         raise ComputationError("training ended without a finished checkpoint")
     run_id, progress, record = str(this.mlflow_run_id), progress_of(files), this.table_record()
+    if progress.num_skipped_steps == progress.step:
+        raise ComputationError(
+            f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
+        )
     encoding = TableEncoding.from_json(record)
     for entry in progress.history:  # those that a stop kept from the log
         log.append("epoch", int(entry["epoch"]), epoch_metrics(entry))

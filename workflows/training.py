@@ -239,11 +239,15 @@ def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: 
         return False
     # Of every shard a window and the next one, and those on their way.
     num_windows = 2 * shards + NUM_AHEAD
-    if plan.shuffle_window_rows * row_bytes * num_windows > max_bytes:
+    window = min(plan.shuffle_window_rows, -(-max(prepared.num_rows.values()) // plan.num_shards))
+    if window * row_bytes * num_windows > max_bytes:
+        fitting = max_bytes // (num_windows * row_bytes)
+        smaller = (
+            f"set --data.shuffle_window_rows {fitting}, raise" if fitting else f"{num_windows * row_bytes:,} are needed at least: raise"
+        )
         raise ConfigError(
             f"run.shard_memory_bytes is {max_bytes:,}, a worker's rows take {needed:,}, and streaming them would take "
-            f"{plan.shuffle_window_rows * row_bytes * num_windows:,}; set --data.shuffle_window_rows "
-            f"{max(1, max_bytes // (num_windows * row_bytes))}, raise --run.shard_memory_bytes, or use more workers (--cluster.num_workers)"
+            f"{window * row_bytes * num_windows:,}; {smaller} --run.shard_memory_bytes, or use more workers (--cluster.num_workers)"
         )
     logger.info("a worker's rows take %d bytes, more than the %d that it may hold: every epoch reads them again", needed, max_bytes)
     return True

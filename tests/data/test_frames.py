@@ -59,6 +59,11 @@ def test_a_column_without_a_value_is_one_of_nulls(name: str, empty: pd.Series) -
     assert found[name].null_count == 2
 
 
+def test_a_null_as_pandas_writes_it_is_one() -> None:
+    found = column_to_arrow(pd.Series(["NaT", "2024-01-02T03:04:05.265000"]), pa.timestamp("ms"))
+    assert found.to_pylist() == [None, datetime(2024, 1, 2, 3, 4, 5, 265000)]
+
+
 def test_what_is_no_value_of_its_type_is_said_by_column() -> None:
     with pytest.raises(ValueError, match=r"column 'day' does not hold values of type date32\[day\]"):
         to_arrow(pd.DataFrame({"day": ["yesterday"]}), pa.schema({"day": pa.date32()}))

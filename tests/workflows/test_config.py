@@ -64,6 +64,30 @@ def test_an_unknown_key_in_a_file_ends_with_code_2(tmp_path: Path, capsys: pytes
     assert "--training.epoch: did you mean --training.epochs?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("data: {path: x}\ntraining:\n", "training is None; it must be a section"),
+        ("data: {path: x, columns: }", "data.columns is None; it must be given a value"),
+        ("data: {path: x}\nmodel: {hidden_dims: }", "model.hidden_dims is None"),
+        ("data: {path: x, colums: {}}", "data.colums is no option"),
+        ("data: {path: x}\ntrainig: {}", "trainig is no option"),
+    ],
+)
+def test_empty_sections_and_unknown_keys_with_nothing_below_them_are_said(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    with pytest.raises((ConfigError, SystemExit)) as caught:
+        parse(TrainConfig, ["--config", str(file)])
+    assert exit_code(caught.value) == 2
+    assert isinstance(caught.value, SystemExit) or said in str(caught.value)
+
+
+def test_what_is_null_by_default_may_be_null(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {path: x, key: null, validation_path: }\nrun: {name: }\ntraining: {max_steps: null}")
+    assert parse(TrainConfig, ["--config", str(tmp_path / "config.yaml")]).run.name is None
+
+
 @pytest.mark.parametrize("arguments", [["--rollback"], ["--rollback", "true"], ["--rollback=true"], ["--rollback", "--by", "me"]])
 def test_an_option_that_is_true_or_false_needs_no_value(arguments: list[str]) -> None:
     assert parse(PromoteConfig, ["--model", "x", *arguments]).rollback
@@ -94,6 +118,13 @@ def test_an_option_that_is_not_known_comes_with_those_that_may_be_meant(
     ("arguments", "key"),
     [
         (["--data.validation_fraction", "1.5"], "data.validation_fraction"),
+        (["--run.name", "../other"], "run.name"),
+        (["--run.name", ".."], "run.name"),
+        (["--registry.model_name", "a/b"], "registry.model_name"),
+        (["--registry.experiment", ""], "registry.experiment"),
+        (["--objective.beta", ".inf"], "objective.beta"),
+        (["--training.seed", str(2**64)], "training.seed"),
+        (["--run.shard_memory_bytes", "-5"], "run.shard_memory_bytes"),
         (["--data.validation_fraction", "0.5", "--data.test_fraction", "0.5"], "data.test_fraction"),
         (["--data.num_logical_shards", "0"], "data.num_logical_shards"),
         (["--data.shuffle_window_rows", "0"], "data.shuffle_window_rows"),

@@ -54,9 +54,9 @@ DIFFERENCES = [
     (with_column("id", [1, 2, 3], pa.timestamp("ms")), "column 'id' is timestamp[ms]"),
     (GOOD.select(["id"]), "column 'x' is missing"),
     (with_column("X", [1.0, 2.0, 3.0]), "'x' and 'X'"),
-    (with_column("x", [{"a": 1.0}] * 3), "column 'x' is of type struct"),
-    (with_column("x", [["a"], ["b"], []]), "column 'x' is of type list<"),
-    (with_column("x", pa.array([b"0" * 16] * 3, pa.uuid())), "column 'x' is of extension type"),
+    (with_column("x", [{"a": 1.0}] * 3), "column 'x' is struct<a: double>, in "),
+    (with_column("x", [["a"], ["b"], []]), "column 'x' is list<"),
+    (with_column("x", pa.array([b"0" * 16] * 3, pa.uuid())), "column 'x' is extension<"),
     (with_column("x", [2**53 + 1, 2, 3]), f"column 'x' is int64 and double in other files, which cannot hold its value {2**53 + 1}"),
 ]
 
