@@ -39,12 +39,19 @@ def column_to_arrow(values: pd.Series, kind: pa.DataType) -> pa.Array:
     elif isinstance(there.iloc[0], str) and pa.types.is_time(kind):
         values = values.map(lambda value: time.fromisoformat(value) if is_given(value) else None)
     elif isinstance(there.iloc[0], str) and pa.types.is_timestamp(kind):
-        # As text, with more digits than the unit has or fewer; NaT is how pandas writes a null.
-        return pa.array(values.where(values != "NaT"), pa.string(), from_pandas=True).cast(pa.timestamp("ns", kind.tz)).cast(kind)
+        return timestamps(pa.array(values.where(values != "NaT"), pa.string(), from_pandas=True), kind)  # NaT: a null as pandas writes it
     elif isinstance(values.dtype, pd.DatetimeTZDtype) and pa.types.is_timestamp(kind) and kind.tz is not None:
         # pyarrow 25 takes a deprecated way to a series' time zone.
         return pa.array(values.dt.tz_convert(None), pa.timestamp(kind.unit), from_pandas=True).cast(kind)
     return pa.array(values, kind, from_pandas=True)
+
+
+def timestamps(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Returns points in time from text; digits that the unit does not have are zeros, as pandas writes them."""
+    try:
+        return texts.cast(kind)
+    except pa.ArrowInvalid:
+        return texts.cast(pa.timestamp("ns", kind.tz)).cast(kind)
 
 
 def is_given(value: Any) -> bool:

@@ -64,6 +64,10 @@ def test_a_null_as_pandas_writes_it_is_one() -> None:
     assert found.to_pylist() == [None, datetime(2024, 1, 2, 3, 4, 5, 265000)]
 
 
+def test_a_time_that_nanoseconds_do_not_reach_is_read() -> None:
+    assert column_to_arrow(pd.Series(["9999-12-31T00:00:00"]), pa.timestamp("us")).to_pylist() == [datetime(9999, 12, 31)]
+
+
 def test_what_is_no_value_of_its_type_is_said_by_column() -> None:
     with pytest.raises(ValueError, match=r"column 'day' does not hold values of type date32\[day\]"):
         to_arrow(pd.DataFrame({"day": ["yesterday"]}), pa.schema({"day": pa.date32()}))
