@@ -20,7 +20,6 @@ from workflows.evaluate_config import EvaluateConfig
 from workflows.job import parse
 
 SIZE = 120
-pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +53,10 @@ def odd(rows: pa.Table, ray_address: str, tmp_path_factory: pytest.TempPathFacto
     return Trained(folder, folder / "table", options, run_job(folder, "train.py", *options, *here))
 
 
-def common(odd: Trained, output: Path) -> list[str]:
-    return ["--model", "models:/odd@candidate", "--registry.tracking_uri", odd.tracking_uri, "--output.path", str(output)]
+@pytest.fixture(scope="module")
+def common(odd: Trained, ray_address: str) -> list[str]:
+    here = ["--cluster.address", ray_address]  # else this process starts a Ray of its own, and leaves its environment to the next tests
+    return [*here, "--model", "models:/odd@candidate", "--registry.tracking_uri", odd.tracking_uri, "--output.path"]
 
 
 def test_columns_of_types_that_are_not_modelled_are_ignored_and_said(odd: Trained) -> None:
@@ -66,8 +67,8 @@ def test_columns_of_types_that_are_not_modelled_are_ignored_and_said(odd: Traine
         assert "ignored" in line
 
 
-def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_are_made_again(odd: Trained, tmp_path: Path) -> None:
-    options = [*common(odd, tmp_path / "out"), "--num_rows", "300", "--output.rows_per_file", "200"]
+def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_are_made_again(common: list[str], tmp_path: Path) -> None:
+    options = [*common, str(tmp_path / "out"), "--num_rows", "300", "--output.rows_per_file", "200"]
     generate.main(parse(GenerateConfig, options))
     made = pq.read_table(tmp_path / "out", partitioning=None)
     assert made["key"].to_pylist() == list(range(300))
@@ -77,17 +78,17 @@ def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_ar
     (tmp_path / "out" / "part-00001.parquet").unlink()
     generate.main(parse(GenerateConfig, options))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")} == files
-    fewer = generate.main(parse(GenerateConfig, [*common(odd, tmp_path / "few"), "--num_rows", "10"]))
+    fewer = generate.main(parse(GenerateConfig, [*common, str(tmp_path / "few"), "--num_rows", "10"]))
     assert pq.read_schema(Path(fewer["output_path"]) / "part-00000.parquet").field("key").type == pa.int8()
 
 
-def test_it_is_evaluated(odd: Trained, tmp_path: Path) -> None:
-    options = [*common(odd, tmp_path / "out"), "--data.path", str(odd.table), "--audit.num_rows", "0"]
+def test_it_is_evaluated(odd: Trained, common: list[str], tmp_path: Path) -> None:
+    options = [*common, str(tmp_path / "out"), "--data.path", str(odd.table), "--audit.num_rows", "0"]
     assert evaluate.main(parse(EvaluateConfig, options))["num_rows"] == odd.json["validation"]["num_rows"]
 
 
-def test_names_that_an_output_would_have_twice_are_refused(odd: Trained, tmp_path: Path) -> None:
-    options = [*common(odd, tmp_path / "out"), "--data.path", str(odd.table)]
+def test_names_that_an_output_would_have_twice_are_refused(odd: Trained, common: list[str], tmp_path: Path) -> None:
+    options = [*common, str(tmp_path / "out"), "--data.path", str(odd.table)]
     with pytest.raises(ConfigError, match="the key is 'z_mean', which is the name of a column of the output too"):
         encode.main(parse(EncodeConfig, [*options, "--data.key", "z_mean"]))
     with pytest.raises(ConfigError, match=r"adds columns \['x_standard_deviation'\], which the table has already"):
