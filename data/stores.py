@@ -22,10 +22,18 @@ class StoreError(RuntimeError):
     """A store does not answer, or not as it should; its files may be as good as ever."""
 
 
-def refuse_silence(error: BaseException) -> None:
-    """Raises StoreError where an error, or what it quotes, is a store's that says nothing of the file that was asked for."""
+def silence(error: BaseException) -> StoreError | None:
+    """Returns what an error, or what it quotes, means where it is a store's that says nothing of the file that was asked for."""
     if ANSWER.search(str(error)):
-        raise StoreError(f"the store does not answer: {error}; the same command goes on when it does") from error
+        return StoreError(f"the store does not answer: {error}; the same command goes on when it does")
+    return None
+
+
+def refuse_silence(error: BaseException) -> None:
+    """Raises StoreError where an error is a store's that says nothing of the file that was asked for."""
+    found = silence(error)
+    if found is not None:
+        raise found from error
 
 
 def address(filesystem: fs.FileSystem, path: str) -> str:

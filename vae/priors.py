@@ -132,13 +132,14 @@ class GaussianMixture(Prior):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.mean = nn.Parameter(MIXTURE_SCATTER / GAIN * torch.randn(sizes.num_components, sizes.latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(sizes.num_components, sizes.latent_dim))
-        self.logits = nn.Parameter(torch.zeros(sizes.num_components))
+        self.scaled_mean = nn.Parameter(MIXTURE_SCATTER / GAIN * torch.randn(sizes.num_components, sizes.latent_dim))
+        self.scaled_log_scale = nn.Parameter(torch.zeros(sizes.num_components, sizes.latent_dim))
+        self.scaled_logits = nn.Parameter(torch.zeros(sizes.num_components))
 
     def forward(self, encode: Encode, condition: Tensor | None) -> LatentDistribution:
-        components = DiagonalGaussian.from_outputs(GAIN * torch.cat([self.mean, self.log_scale], -1), self.mean.shape[-1])
-        return Mixture(components, (GAIN * self.logits).log_softmax(0))
+        outputs = GAIN * torch.cat([self.scaled_mean, self.scaled_log_scale], -1)
+        components = DiagonalGaussian.from_outputs(outputs, self.scaled_mean.shape[-1])
+        return Mixture(components, (GAIN * self.scaled_logits).log_softmax(0))
 
 
 class VampPrior(Prior):

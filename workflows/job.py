@@ -23,7 +23,7 @@ from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
-from data.stores import StoreError, refuse_silence
+from data.stores import StoreError, silence
 from vae.bundle import BundleError
 from workflows.checks import ConfigError, require
 from workflows.errors import CheckFailed, ComputationError, Incomplete, ServiceError, TryAgain, logger
@@ -162,14 +162,6 @@ def known_cause(error: BaseException) -> BaseException | None:
         failures = getattr(here, "worker_failures", None) or {}
         inner = [here.__cause__, getattr(here, "cause", None), *failures.values()]
         waiting += [e for e in inner if isinstance(e, BaseException) and id(e) not in seen]
-    return None
-
-
-def silence(error: OSError) -> StoreError | None:
-    try:
-        refuse_silence(error)
-    except StoreError as known:
-        return known
     return None
 
 

@@ -23,7 +23,7 @@ from pyarrow import fs
 import data.stores
 from data.listing import DataError, find_files
 from data.output import OutputError, OutputFolder
-from data.stores import StoreError, address, put_by_bid, put_if_absent, refuse_silence
+from data.stores import StoreError, address, put_by_bid, put_if_absent, refuse_silence, silence
 from data.table import open_table
 from tests.object_store import BUCKET, ObjectStore
 
@@ -179,7 +179,7 @@ class Turns:
 
 def contend(schedule: Iterable[int]) -> tuple[list[int], Turns]:
     """Returns who put the file, and the store. Once the schedule is at its end the jobs take turns."""
-    turns, winners = Turns(itertools.chain(schedule, itertools.cycle((0, 1)))), list[int]()
+    turns, winners, refused = Turns(itertools.chain(schedule, itertools.cycle((0, 1)))), list[int](), list[int]()
 
     def work(number: int) -> None:
         turns.job.number = number
@@ -187,7 +187,7 @@ def contend(schedule: Iterable[int]) -> tuple[list[int], Turns]:
             put_by_bid(turns, "folder/file", str(number).encode())
             winners.append(number)
         except FileExistsError:
-            pass
+            refused.append(number)
         finally:
             turns.end()
 
@@ -196,6 +196,7 @@ def contend(schedule: Iterable[int]) -> tuple[list[int], Turns]:
         thread.start()
     for thread in threads:
         thread.join()
+    assert sorted(winners + refused) == [0, 1], "each ended as one or the other"
     return winners, turns
 
 
@@ -257,7 +258,7 @@ def test_a_store_that_does_not_answer_says_nothing_of_the_file(answer: str) -> N
     ],
 )
 def test_what_a_store_says_of_the_file_is_the_files_fault(answer: str) -> None:
-    refuse_silence(OSError(answer))
+    assert silence(OSError(answer)) is None
 
 
 def test_a_store_that_is_not_there_is_no_bad_data() -> None:

@@ -295,8 +295,8 @@ def test_a_small_latent_scale_is_no_collapse_where_the_prior_has_it_too() -> Non
     torch.manual_seed(0)
     prior = GaussianMixture(Sizes(1, num_components=1)).double()
     with torch.no_grad():
-        prior.mean.zero_()
-        prior.log_scale.fill_(math.log(0.01) / GAIN)
+        prior.scaled_mean.zero_()
+        prior.scaled_log_scale.fill_(math.log(0.01) / GAIN)
     mean = 0.01 * torch.randn(2000, 1, generator=generator(), dtype=torch.float64)
     q_z = DiagonalGaussian(mean, torch.full_like(mean, math.log(0.003)))
     health = health_of(q_z, prior(lambda features: q_z, None), generator())

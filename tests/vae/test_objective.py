@@ -28,7 +28,7 @@ def build(latent_dim: int = 1, spread: float = 0.3, **options: Any) -> VAE:
     model = VAE(FIELDS, latent_dim, [4], "gated", num_prior_components=3, **options).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            gain = GAIN if name in ("prior.mean", "prior.log_scale", "prior.logits") else 1.0
+            gain = GAIN if name.startswith("prior.scaled_") else 1.0
             parameter.add_(spread / gain * torch.randn(parameter.shape, dtype=torch.float64))
     return model
 

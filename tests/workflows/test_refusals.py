@@ -14,7 +14,9 @@ import ray
 
 from tests.running import ROOT, Trained
 from workflows.batch_config import EncodeConfig
+from workflows.cluster import refuse_silent
 from workflows.config import TrainConfig
+from workflows.errors import ServiceError
 from workflows.job import exit_code, parse
 
 GOOD = pa.table({"id": [1, 2, 3], "x": [0.5, 1.5, 2.5]})
@@ -156,3 +158,8 @@ def test_a_table_that_does_not_fit_the_model_is_refused_by_file_and_column(
     assert f"{folder}/a.parquet" in message
     assert said in message
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_where_nothing_takes_connections_is_said_at_once() -> None:
+    with pytest.raises(ServiceError, match=r"no Ray cluster at 127.0.0.1:9: .*see --cluster.address and RAY_ADDRESS"):
+        refuse_silent("127.0.0.1:9")
