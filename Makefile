@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(RUN) workflows/demo.py
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup --hypothesis-profile repeatable
 
 test-slow: $(INSTALLED)
 	$(RUN) -m pytest -m "slow or not slow"

@@ -107,7 +107,8 @@ def matching(filesystem: fs.FileSystem, folder: str, parts: Sequence[str]) -> tu
     A store has no folders that could be looked into one by one, only names of files.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
-        paths = glob.glob("/".join([glob.escape(folder), *parts]), recursive=True)
+        # To glob, ** below a file is that file with a slash behind it; it is nothing.
+        paths = [path for path in glob.glob("/".join([glob.escape(folder), *parts]), recursive=True) if os.path.exists(path)]
         return [info for path in paths for info in files_below(filesystem, path)], set(paths)
     files, named = [], set()
     for info in files_below(filesystem, folder):

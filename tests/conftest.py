@@ -17,6 +17,8 @@ torch.set_num_threads(1)
 # A first call imports, and a busy machine is slow: neither makes a claim false.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# What `make test` runs: the same examples for everybody. `make test-slow` looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
