@@ -93,7 +93,7 @@ class VAE(nn.Module):
         self.condition_size = self._num_features(self._conditions())
         self.flags = {field["name"]: list(field["null_pattern"]) for field in fields if field.get("null_pattern")}
         self.register_buffer("flag_logits", start_of_flags(fields), persistent=False)
-        self.binarised = [field["name"] for field in fields if field.get("binarize")]
+        self.binarised = {field["name"]: field["size"] for field in fields if field.get("binarize")}
         self.posterior_family = POSTERIORS[posterior]
         num_features = self._num_features(likelihoods) + self.condition_size
         self.output_sizes = [likelihood.num_outputs for likelihood in likelihoods.values()]

@@ -36,7 +36,7 @@ from vae.rows import Rows
 from workflows.checks import ConfigError
 from workflows.drift_config import DriftConfig
 from workflows.errors import logger
-from workflows.feed import binarised, num_binarised
+from workflows.feed import binarised
 from workflows.file_actor import chunk_rows
 
 LATENT, ELBO = "latent means", "ELBO"
@@ -57,7 +57,7 @@ def model_quantities(model: VAE, rows: Rows) -> Quantities:
     """
     rows = rows.to(model.device)
     if model.binarised:
-        chances = torch.from_numpy(uniform(num_binarised(rows, model), 1)).to(model.device)
+        chances = torch.from_numpy(uniform(sum(model.binarised.values()), 1)).to(model.device)
         rows = binarised(rows, model, chances[None])
     q_z = model.posterior(rows)
     samples = [model.evaluate_elbo(rows, noise.expand(1, rows.num_rows, -1), q_z).elbo.double() for noise in fixed_noise(model)]

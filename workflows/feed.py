@@ -5,6 +5,7 @@ Shapes: R rows of a stretch of steps, L latent dimensions, S samples.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from data.plan import NOISE_ROWS, Plan, Stretch, Window
 from vae.model import VAE
 from vae.rows import Rows
 
-# Rows of several steps that are gathered at once: a few calls for many steps, and memory that stays small beside the rows held.
+# Rows of several steps, and their noise, that are made at once: a few calls for many steps, and memory that stays small beside the rows held.
 STRETCH_BYTES = 2**25
 EVALUATION_ROWS = 1024
 # The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.
@@ -186,14 +187,9 @@ def binarised(rows: Rows, model: VAE, chances: Tensor) -> Rows:
 
     chances: uniform numbers for all these pixels, [B, D]. A pixel that is 0 or 255 stays.
     """
-    ends = torch.cumsum(torch.tensor([rows.values[name].shape[1] for name in model.binarised]), 0)[:-1].tolist()
-    parts = torch.tensor_split(chances, ends, 1)
+    parts = torch.split(chances, list(model.binarised.values()), 1)
     drawn = {name: (part * 255 < rows.values[name]).to(torch.uint8) * 255 for name, part in zip(model.binarised, parts, strict=True)}
     return rows._replace(values=rows.values | drawn)
-
-
-def num_binarised(rows: Rows, model: VAE) -> int:
-    return sum(rows.values[name].shape[1] for name in model.binarised)
 
 
 def training_stretches(
@@ -206,13 +202,12 @@ def training_stretches(
     gather, shards = rows.ordered(plan, epoch, first), list(rows.size)
     shape = (model.latent_dim,) if num_samples == 1 else (num_samples, model.latent_dim)
     noise = Noise(plan, epoch, shape, lambda seed, size: standard_normal(seed, size, model))
-    pixels: Noise | None = None
-    for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // rows.bytes_per_row), first):
+    num_pixels = sum(model.binarised.values())
+    pixels = Noise(plan, epoch, (num_pixels,), lambda seed, size: uniform(seed, size, model), stream=1)
+    row_bytes = rows.bytes_per_row + math.prod(shape) * model.dtype.itemsize + num_pixels * torch.float32.itemsize
+    for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // row_bytes), first):
         gathered = gather(stretch).to(model.device)
         if model.binarised:
-            pixels = pixels or Noise(
-                plan, epoch, (num_binarised(gathered, model),), lambda seed, size: uniform(seed, size, model), stream=1
-            )
             gathered = binarised(gathered, model, pixels.of(stretch, shards))
         yield stretch, gathered, noise.of(stretch, shards)
 
@@ -228,7 +223,7 @@ def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, m
         noise = standard_normal(seed, (num_samples, chunk.num_rows, model.latent_dim), model)
         if model.binarised:
             seed = plan.noise_seed(EVALUATION_EPOCH + side, begin, plan.num_shards + shard)
-            chunk = binarised(chunk.to(model.device), model, uniform(seed, (chunk.num_rows, num_binarised(chunk, model)), model))
+            chunk = binarised(chunk.to(model.device), model, uniform(seed, (chunk.num_rows, sum(model.binarised.values())), model))
         for start in range(0, chunk.num_rows, rows_at_once):
             end = min(start + rows_at_once, chunk.num_rows)
             yield shard, chunk.slice(start, end).to(model.device), noise[:, start:end]

@@ -372,6 +372,20 @@ def test_pixels_are_drawn_anew_in_every_epoch_and_the_same_on_any_number_of_work
     assert abs(float(torch.corrcoef(torch.stack([noise[0][:, 0], noise[0][:, 1]]))[0, 1])) < 0.1
 
 
+@pytest.mark.parametrize("model", [small_model(), image_model()], ids=["numbers", "pixels"])
+@pytest.mark.parametrize("num_samples", [1, 50])
+def test_a_stretch_is_bounded_with_its_noise(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    max_bytes = 2**14
+    monkeypatch.setattr("workflows.feed.STRETCH_BYTES", max_bytes)
+    plan = Plan(3000, 8, 10, 0, 500)
+    held = holding_of(grey_rows(plan.num_rows), plan, 0, 1)
+    sizes = []
+    for _, rows, noise in training_stretches(plan, held, 0, 0, model, num_samples=num_samples):
+        pixels = rows.num_rows * sum(model.binarised.values())
+        sizes.append(rows.num_rows * rows.bytes_per_row + noise.nbytes + pixels * torch.float32.itemsize)
+    assert max_bytes / 2 < max(sizes) <= max_bytes
+
+
 def test_several_samples_per_row_follow_it_to_any_worker() -> None:
     plan = Plan(50, 4, 8, 0, 20)
     found: list[dict[int, tuple[float, ...]]] = []
