@@ -237,20 +237,23 @@ def ray_tasks(num_files: int, num_workers: int) -> dict[str, float]:
     }
 
 
+class Idle:
+    """Does nothing for a unit."""
+
+    def __init__(self, shared: object) -> None:
+        pass
+
+    def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
+        return {"output": unit["output"]}
+
+
 def seconds_of_units(num_units: int) -> float:
     """Returns how long Ray takes over units that one actor does nothing for."""
     from workflows.actors import ModelFiles, Pool, run_units
 
-    class Idle:
-        def __init__(self, shared: object) -> None:
-            pass
-
-        def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
-            return {"output": unit["output"]}
-
     units: list[dict[str, Any]] = [{"output": f"{number}.parquet"} for number in range(num_units)]
     started = time.monotonic()
-    assert len(list(run_units(Idle, ModelFiles({}, {}), None, units, Pool(1, False)))) == num_units
+    assert len(list(run_units("benchmarks.plan:Idle", ModelFiles({}, {}), None, units, Pool(1, False)))) == num_units
     return time.monotonic() - started
 
 

@@ -121,3 +121,10 @@ def test_a_fresh_import_leaves_out_what_the_package_does_not_need(module: str, a
     loaded = set(done.stdout.split())
     assert module.split(".")[0] in loaded
     assert not loaded & set(absent)
+
+
+@pytest.mark.parametrize("name", ["encode", "generate", "reconstruct"])
+def test_a_batch_jobs_driver_does_without_pytorch(name: str) -> None:
+    """It takes a second to load, longer than all else that a nightly job without new files does."""
+    code = f"import sys, workflows.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from vae.bundle_files import FORMAT_VERSION, MANIFEST, MODEL, TABLE, WEIGHTS, BundleError, as_json, describe, read_bundle
 from vae.model import VAE
-
-FORMAT_VERSION = 1
-WEIGHTS, MODEL, TABLE, MANIFEST = "weights.safetensors", "model.json", "table.json", "manifest.json"
-
-
-class BundleError(ValueError):
-    """A model bundle is not what it says: a missing, foreign or changed file, or a format this version cannot read."""
 
 
 class Bundle(NamedTuple):
@@ -44,18 +37,6 @@ def save_bundle(folder: str | Path, model: VAE, table: Mapping[str, Any]) -> str
     return hashlib.sha256(files[MANIFEST]).hexdigest()
 
 
-def as_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode()
-
-
-def read_bundle(folder: str | Path) -> dict[str, bytes]:
-    """Returns the files of a bundle folder, unchecked, so that they can travel; `open_bundle` checks them."""
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder}: no model bundle here ({MANIFEST} is missing); name a folder that a training run wrote")
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
 def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Returns the bundle in `folder` after checking every hash. Raises BundleError with the reason."""
     return open_bundle(read_bundle(folder), device, where=str(folder))
@@ -63,32 +44,13 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
 
 def open_bundle(files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "bundle") -> Bundle:
     """Returns the bundle made of `files` (name -> content) after checking every hash. Raises BundleError with the reason."""
-    check_files(files, where)
+    described = describe(files, where)
     try:
-        model = VAE(**json.loads(files[MODEL]))
+        model = VAE(**described.architecture)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{where}: {MODEL} names no model of this code: {error!r}") from error
     try:
         model.load_state_dict(load_tensors(files[WEIGHTS]))
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"{where}: {WEIGHTS} does not fit {MODEL}: {error}") from error
-    sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
-    return Bundle(model.to(device).eval(), json.loads(files[TABLE]), sha256)
-
-
-def check_files(files: Mapping[str, bytes], where: str) -> None:
-    try:
-        manifest = json.loads(files[MANIFEST])
-        version, hashes = manifest["format_version"], dict(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{where}: {MANIFEST} cannot be read: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{where}: format version {version}, this code reads {FORMAT_VERSION}; use the release that wrote it")
-    expected = {WEIGHTS, MODEL, TABLE}
-    if set(hashes) != expected or set(files) != expected | {MANIFEST}:
-        raise BundleError(f"{where}: found files {sorted(files)}, expected exactly {sorted(expected | {MANIFEST})}")
-    if files[MANIFEST] != as_json({"format_version": version, "sha256": hashes}):
-        raise BundleError(f"{where}: {MANIFEST} is not the file that was saved; fetch the bundle again")
-    for name, sha256 in hashes.items():
-        if hashlib.sha256(files[name]).hexdigest() != sha256:
-            raise BundleError(f"{where}: {name} is not the file that was saved (its sha256 differs); fetch the bundle again")
+    return Bundle(model.to(device).eval(), described.table, described.sha256)

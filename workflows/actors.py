@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from data.encoding import EncodingFormatError
 from data.listing import DataError
 from data.output import LostError, OutputError
 from data.stores import StoreError
-from vae.bundle import BundleError
+from vae.bundle_files import BundleError
 from workflows.errors import ComputationError
 from workflows.memory import keep_freed_memory
 
@@ -36,6 +37,11 @@ class ModelFiles:
     files: dict[str, bytes]
     metadata: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.metadata.get('vae.model_name', 'bundle')} {self.metadata['vae.model_version']}"
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -54,10 +60,10 @@ class Worker:
         keep_freed_memory()
         self.work: Work | None = None
 
-    def do(self, kind: Callable[[Shared], Work], shared: Shared, unit: Mapping[str, Any] | None) -> dict[str, Any]:
+    def do(self, kind: str, shared: Shared, unit: Mapping[str, Any] | None) -> dict[str, Any]:
         """Does a unit; None: is ready for one. An actor that was started again makes its work anew."""
         try:
-            self.work = self.work or kind(shared)
+            self.work = self.work or resolve_name(kind)(shared)
             return {"done": None if unit is None else self.work(unit)}
         except tuple(KINDS) as error:
             return {"failed": [type(error).__name__, str(error)]}
@@ -71,13 +77,11 @@ class Pool:
     use_gpu: bool
 
 
-def run_units(
-    kind: Callable[[Shared], Work], model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool
-) -> Iterator[dict[str, Any]]:
+def run_units(kind: str, model: ModelFiles, task: Any, units: Sequence[Mapping[str, Any]], pool: Pool) -> Iterator[dict[str, Any]]:
     """Yields what the actors return for each unit, as units end; an actor that has not come, for want of room, is not waited for.
 
-    kind: makes the work of a Shared; task: what every actor is told. Raises what the work does, and ComputationError for a unit whose
-    actors die of it.
+    kind: "MODULE:NAME" of what makes the work of a Shared, which the actors alone import; task: what every actor is told. Raises what the
+    work does, and ComputationError for a unit whose actors die of it.
     """
     shared = Shared(ray.put((model, task)))
     remote = ray.remote(num_cpus=1, num_gpus=int(pool.use_gpu), max_restarts=-1, max_task_retries=MAX_RETRIES)(Worker)

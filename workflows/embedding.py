@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs
 
-from data.encoding import TableEncoding
 from data.table import RowGroup
-from data.types import is_text
-from vae.model import VAE
 from workflows.actors import Shared
+from workflows.embedding_task import output_schema
 from workflows.file_actor import Chunk, FileActor
-from workflows.scores import Scorer, fields_of
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What is read and what is made of it. reads: the columns that the model and the key need; columns: as --output.columns has them."""
-
-    filesystem: fs.FileSystem
-    reads: pa.Schema
-    key: str | None
-    key_type: pa.DataType | None
-    columns: tuple[str, ...]
-    num_importance_samples: int
+from workflows.scores import Scorer
 
 
 class Encoder(FileActor):
@@ -38,7 +21,7 @@ class Encoder(FileActor):
         self.scorer = Scorer(self.model, self.encoding, self.marginals, what.columns, what.num_importance_samples)
 
     def output_schema(self) -> pa.Schema:
-        return output_schema(self.model, self.encoding, self.task.what)
+        return output_schema(self.model.latent_dim, self.encoding, self.task.what)
 
     def kept(self, table: pa.Table, part: RowGroup, relative_path: str) -> list[pa.ChunkedArray]:
         """Returns the columns that name rows: the key, or the file and the place in it."""
@@ -50,25 +33,3 @@ class Encoder(FileActor):
 
     def columns(self, chunk: Chunk) -> list[pa.Array | pa.ChunkedArray]:
         return [*chunk.kept, *self.scorer(chunk.rows, chunk.first_row)]
-
-
-def output_schema(model: VAE, encoding: TableEncoding, what: Embedded) -> pa.Schema:
-    """Returns the output's columns: what names the rows, and what was asked for."""
-    scores = [field for name in what.columns for field in fields_of(name, model.latent_dim, encoding)]
-    return pa.schema([*name_fields(what.key, what.key_type), *scores])
-
-
-def name_fields(key: str | None, key_type: pa.DataType | None) -> list[pa.Field]:
-    """Returns the output's columns that name rows."""
-    if key is None:
-        return [pa.field("source_file", pa.string()), pa.field("source_row", pa.int64())]
-    assert key_type is not None
-    # Keys come out in their own type, dictionaries of text as they are read.
-    as_read = pa.types.is_dictionary(key_type) and is_text(key_type)
-    return [pa.field(key, pa.dictionary(pa.int32(), key_type.value_type) if as_read else key_type)]
-
-
-def reads_of(encoding: TableEncoding, key: str | None, key_type: pa.DataType | None) -> pa.Schema:
-    """Returns the columns that are read, in an order that the model and the key decide."""
-    more = [pa.field(key, key_type)] if key is not None and key not in encoding.inputs else []
-    return pa.schema([*encoding.schema_of(encoding.inputs), *more])

@@ -22,10 +22,10 @@ import pyarrow as pa
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputFolder
-from vae.bundle import open_bundle
+from vae.bundle_files import describe
 from workflows.batch_config import EncodeConfig
 from workflows.checks import ConfigError
-from workflows.embedding import Embedded, Encoder, output_schema, reads_of
+from workflows.embedding_task import Embedded, output_schema, reads_of
 from workflows.file_job import FileJob, open_input, perform
 from workflows.job import run
 from workflows.pinned import PinnedModel
@@ -37,7 +37,7 @@ def main(config: EncodeConfig) -> dict[str, Any]:
 
 def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     """Returns what is to become what, once input, model and output fit together. Raises DataError, BundleError, OutputError."""
-    bundle = open_bundle(pinned.files, where=config.model)
+    bundle = describe(pinned.files, where=config.model)
     encoding = TableEncoding.from_json(bundle.table)
     key = config.data.key or encoding.key
     table = open_input(config.data, [*encoding.inputs, *([key] if key else [])], partial(check_schema, encoding, key))
@@ -51,11 +51,20 @@ def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     }
     if "log_evidence_bound" in config.output.columns:
         claim["num_importance_samples"] = config.num_importance_samples
-    schema = output_schema(bundle.model, encoding, what)
+    schema = output_schema(bundle.architecture["latent_dim"], encoding, what)
     if len(set(schema.names)) < len(schema.names):
         raise ConfigError(f"the key is {key!r}, which is the name of a column of the output too: {schema.names}; rename it in the table")
     return FileJob(
-        "encode", table, OutputFolder.open(config.output.path), claim, pinned, Encoder, what, schema, config.data, config.output.prune
+        "encode",
+        table,
+        OutputFolder.open(config.output.path),
+        claim,
+        pinned,
+        "workflows.embedding:Encoder",
+        what,
+        schema,
+        config.data,
+        config.output.prune,
     )
 
 

@@ -25,7 +25,7 @@ from vae.model import VAE
 from vae.posteriors import Posterior
 from vae.rows import Rows
 from workflows.actors import Shared
-from workflows.embedding import name_fields
+from workflows.embedding_task import name_fields
 from workflows.file_actor import Chunk, FileActor
 from workflows.scores import ELBO_SAMPLES, NUM_BLAMED, Scorer, noise, vectors
 

@@ -18,7 +18,7 @@ from vae.bundle import Bundle, open_bundle
 from workflows.checks import ConfigError
 from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
-from workflows.evaluation import Evaluated, Evaluator, output_schema
+from workflows.evaluation import Evaluated, output_schema
 from workflows.file_job import FileJob, open_input
 from workflows.pinned import PinnedModel
 
@@ -114,7 +114,7 @@ def scoring(
     if len(set(schema.names)) < len(schema.names):
         raise ConfigError(f"data.key is {key!r}, which is the name of another column of the scores: {schema.names}; name another key")
     claim = claimed(pinned, what)
-    job = FileJob("evaluate", table, root, claim, pinned, Evaluator, what, schema, config.data, config.output.prune)
+    job = FileJob("evaluate", table, root, claim, pinned, "workflows.evaluation:Evaluator", what, schema, config.data, config.output.prune)
     return Scoring(pinned, bundle, encoding, what, job)
 
 

@@ -19,7 +19,7 @@ from data.plan import NOISE_ROWS, Plan, Stretch, Window
 from vae.model import VAE
 from vae.rows import Rows
 
-# Rows of several steps, and their noise, that are made at once: a few calls for many steps, and memory that stays small beside the rows held.
+# Rows of several steps, and their noise, made at once: a few calls for many steps, and memory that stays small beside the rows held.
 STRETCH_BYTES = 2**25
 EVALUATION_ROWS = 1024
 # The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.

@@ -7,17 +7,14 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
 import torch
-from pyarrow import fs
 
 from data.encoding import TableEncoding
 from data.listing import DataError
-from data.output import OutputFolder
 from data.reading import RowReader
 from data.table import RowGroup
 from data.units import Unit, finished, footer_line
@@ -25,7 +22,7 @@ from data.writing import PartWriter
 from vae.bundle import open_bundle
 from vae.rows import Rows
 from workflows.actors import Shared
-from workflows.lease import Fence
+from workflows.file_task import FileTask
 from workflows.overlap import ahead, behind
 
 # Matrix products depend on the batch's shape in the last bits, so rows are cut at fixed places of each row group, whoever computes them:
@@ -44,32 +41,6 @@ class Chunk(NamedTuple):
     kept: list[pa.ChunkedArray]
 
 
-@dataclass(frozen=True)
-class FileTask:
-    """What every actor of such a job is told. made_by: what decides the output besides the input, hashed; what: the job's own part of it.
-
-    quarantine: data that cannot be used is no failure.
-    """
-
-    output: OutputFolder
-    fence: Fence
-    made_by: str
-    quarantine: bool
-    max_batch_bytes: int
-    use_gpu: bool
-    what: Any
-
-
-class What(Protocol):
-    """What a job tells its actors. reads: the columns that are read, with their types."""
-
-    @property
-    def filesystem(self) -> fs.FileSystem: ...
-
-    @property
-    def reads(self) -> pa.Schema: ...
-
-
 class FileActor(ABC):
     """Computes row groups of one Parquet file. schema: of what it writes."""
 
@@ -78,7 +49,7 @@ class FileActor(ABC):
         files, task = ray.get(shared.reference)
         self.task: FileTask = task
         self.device = torch.device("cuda" if task.use_gpu else "cpu")
-        bundle = open_bundle(files.files, self.device)
+        bundle = open_bundle(files.files, self.device, files.name)
         self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
         self.marginals = bundle.table.get("marginals", {})
         self.schema = self.output_schema().with_metadata(files.metadata)

@@ -35,7 +35,7 @@ from workflows.batch import (
 from workflows.batch_config import BatchClusterConfig, BatchDataConfig, EncodeConfig, ReconstructConfig
 from workflows.cluster import connected
 from workflows.errors import Incomplete, logger
-from workflows.file_actor import FileTask
+from workflows.file_task import FileTask
 from workflows.lease import Fence
 from workflows.lineage import flatten
 from workflows.pinned import PinnedModel, pin
@@ -94,7 +94,7 @@ class Done:
 
 @dataclass(frozen=True)
 class FileJob:
-    """One job: which table becomes which output under which model, and the actor that does it.
+    """One job: which table becomes which output under which model, and the actor that does it, "MODULE:CLASS" of a FileActor.
 
     root: the output's folder; claim: what marks it as this job's. what: what the actor is told; what.reads names the columns that it reads.
     """
@@ -104,7 +104,7 @@ class FileJob:
     root: OutputFolder
     claim: dict[str, Any]
     pinned: PinnedModel
-    actor: type
+    actor: str
     what: Any
     schema: pa.Schema
     data: BatchDataConfig

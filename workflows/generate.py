@@ -26,13 +26,13 @@ from data.copies import count_copies
 from data.encoding import TableEncoding
 from data.output import OutputFolder
 from data.table import Table, open_table
-from vae.bundle import open_bundle
+from vae.bundle_files import describe
 from workflows.actors import run_units
 from workflows.batch import claim_pool, followed, held, model_files, put_manifest, rate, record_job, refuse_lost_output, where
 from workflows.batch_config import GenerateConfig
 from workflows.cluster import connected
 from workflows.errors import logger
-from workflows.generation import GenerateTask, Generator
+from workflows.generation_task import GenerateTask
 from workflows.job import run
 from workflows.lease import Fence
 from workflows.lineage import flatten
@@ -44,7 +44,7 @@ def main(config: GenerateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     pinned = pin(config.model, config.registry.tracking_uri)
-    record = open_bundle(pinned.files, where=config.model).table
+    record = describe(pinned.files, where=config.model).table
     encoding = TableEncoding.from_json(record)
     check_condition(config, encoding)
     table = training_table(config, encoding)
@@ -76,7 +76,7 @@ def generated(
     with connected(config.cluster.address):
         pool, units, summary = claim_pool(config.cluster), units_of(config), RowsSummary()
         task = GenerateTask(output, fence, config.num_rows, config.seed, config.condition or None, pool.use_gpu)
-        results = summary.taken_from(run_units(Generator, model_files(pinned), task, units, pool))
+        results = summary.taken_from(run_units("workflows.generation:Generator", model_files(pinned), task, units, pool))
         made = {record["output"]: record for record in followed(results, len(units), config.num_rows)}
         copies = count_in(table, config, encoding, output) if table is not None else None
     assert summary.total is not None

@@ -6,7 +6,6 @@ Shapes: B rows of a chunk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,38 +15,20 @@ import torch
 
 from data.column import Column
 from data.conditions import draw_conditions, encode_conditions, given_condition
-from data.decoding import constant_array, storable
+from data.decoding import constant_array
 from data.encoding import TableEncoding
 from data.marginals import summarise_rows
-from data.output import OutputFolder
 from data.statistics import TableSummary, merge_all
 from vae.bundle import open_bundle
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.actors import Shared
-from workflows.lease import Fence
+from workflows.generation_task import SUMMARY, readable_schema
 
 # Matrix products depend on the batch's shape in the last bits, so rows are made in the same chunks whoever makes them.
 GENERATION_CHUNK_ROWS = 4096
 # Chunks that are summarised together.
 SUMMARY_CHUNKS = 16
-# What a unit's record says of its rows beside what the manifest keeps.
-SUMMARY = "summary"
-
-
-@dataclass(frozen=True)
-class GenerateTask:
-    """What generating actors are told.
-
-    num_rows: of all files. condition: column -> its value in all rows; None: drawn, where the model has conditions.
-    """
-
-    output: OutputFolder
-    fence: Fence
-    num_rows: int
-    seed: int
-    condition: dict[str, Any] | None
-    use_gpu: bool
 
 
 class RowGenerator:
@@ -118,7 +99,7 @@ class Generator:
     def __init__(self, shared: Shared) -> None:
         torch.set_num_threads(1)
         model, self.task = ray.get(shared.reference)
-        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
+        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"), model.name)
         given = self.task.condition
         conditions = None if given is None else given_condition(TableEncoding.from_json(bundle.table), given)
         self.rows = RowGenerator(bundle.model, bundle.table, self.task.num_rows, self.task.seed, conditions)
@@ -154,19 +135,3 @@ def counting_schema(schema: pa.Schema, key: str | None, num_rows: int) -> pa.Sch
         return schema
     wide = pa.dictionary(pa.int64(), kind.value_type) if pa.types.is_dictionary(kind) else pa.int64()
     return schema.set(index, schema.field(index).with_type(wide))
-
-
-def readable_schema(encoding: TableEncoding, null_pattern: bool, given: pa.Table | None) -> pa.Schema:
-    """Returns the training schema; fixed-size lists some of which come out null, as plain lists. given: rows of conditions.
-
-    pyarrow 25 writes but cannot read back a fixed_size_list column that has null rows.
-    """
-    fields = []
-    for field, column in zip(encoding.schema, encoding.columns, strict=True):
-        some_null = column.kind == "ignored" or (null_pattern and column.null_fraction > 0)
-        if column.condition and given is not None:
-            some_null = given[column.name].null_count > 0
-        null_lists = pa.types.is_fixed_size_list(field.type) and some_null
-        kind = pa.list_(field.type.value_type) if null_lists else storable(field.type, column)
-        fields.append(field.with_type(kind))
-    return pa.schema(fields)

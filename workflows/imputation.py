@@ -6,35 +6,22 @@ Shapes: B rows of a chunk, D cells of a column, S samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from data.column import Column
-from data.encoding import TableEncoding
 from data.filling import NUMBERS, filling_cells, merged, missing_cells
 from data.table import RowGroup
 from data.types import is_list
 from vae.imputation import posterior_cells
 from workflows.file_actor import Chunk, FileActor
-from workflows.generation import readable_schema
+from workflows.imputation_task import DEVIATION, output_schema
 
 NUM_SAMPLES = 32
-DEVIATION = "_standard_deviation"
-
-
-@dataclass(frozen=True)
-class Imputed:
-    """What is read and what is added. deviations: whether filled cells of numbers get their posterior standard deviation beside them."""
-
-    filesystem: fs.FileSystem
-    reads: pa.Schema
-    deviations: bool
 
 
 class Imputer(FileActor):
@@ -89,17 +76,6 @@ class Imputer(FileActor):
         array = self.encoding.decode_column(name, cells, np.ones(len(cells), np.bool_), kind)
         flat = array.flatten() if is_list(kind) else array
         return np.asarray(flat.cast(pa.float64(), safe=False)).reshape(len(cells), -1)
-
-
-def output_schema(encoding: TableEncoding, with_deviations: bool) -> pa.Schema:
-    """Returns the training table's columns, and the deviations where they were asked for."""
-    schema = readable_schema(encoding, null_pattern=False, given=None)
-    for index, column in enumerate(encoding.columns):  # conditions are not filled, and pyarrow 25 cannot read null fixed-size lists back
-        if column.condition and pa.types.is_fixed_size_list(schema.field(index).type):
-            schema = schema.set(index, pa.field(column.name, pa.list_(schema.field(index).type.value_type)))
-    numbers = [column for column in encoding.columns if column.kind in NUMBERS] if with_deviations else []
-    deviations = [pa.field(c.name + DEVIATION, pa.list_(pa.float64()) if c.kind in ("vector", "image") else pa.float64()) for c in numbers]
-    return pa.schema([*schema, *deviations])
 
 
 def deviations(draws: NDArray[np.float64], missing: NDArray[np.bool_], kind: pa.DataType) -> pa.Array:

@@ -40,7 +40,7 @@ class Auditor:
     def __init__(self, shared: Shared) -> None:
         torch.set_num_threads(1)
         model, self.task = ray.get(shared.reference)
-        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"))
+        bundle = open_bundle(model.files, torch.device("cuda" if self.task.use_gpu else "cpu"), model.name)
         self.model, self.encoding = bundle.model, TableEncoding.from_json(bundle.table)
 
     def __call__(self, unit: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def audit_section(evaluation: Evaluation) -> Section:
     task = AuditTask(rows.select(evaluation.scoring.encoding.inputs), plan, evaluation.pool.use_gpu)
     starts = range(0, len(rows), AUDITED_TOGETHER)
     units = [{"first_row": begin, "end_row": min(begin + AUDITED_TOGETHER, len(rows))} for begin in starts]
-    results = run_units(Auditor, model_files(evaluation.scoring.pinned), task, units, evaluation.pool)
+    results = run_units("workflows.inference_gaps:Auditor", model_files(evaluation.scoring.pinned), task, units, evaluation.pool)
     found = Audit.join([result["audit"] for result in sorted(results, key=lambda result: int(result["first_row"]))])
     gaps = {"total": found.total_gap, "approximation": found.approximation_gap, "amortisation": found.amortisation_gap}
     estimates = {f"{name}_gap_nats_per_row": Estimate(*gap, len(rows)) for name, gap in gaps.items()}

@@ -24,7 +24,7 @@ from data.listing import DataError
 from data.output import LostError, OutputError
 from data.overrides import ColumnOverrideError
 from data.stores import StoreError, silence
-from vae.bundle import BundleError
+from vae.bundle_files import BundleError
 from workflows.checks import ConfigError, require
 from workflows.errors import CheckFailed, ComputationError, Incomplete, ServiceError, TryAgain, logger
 from workflows.pinned import without_password

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from data.listing import open_filesystem
 from data.stores import refuse_silence
-from vae.bundle import MANIFEST, BundleError, read_bundle
+from vae.bundle_files import MANIFEST, BundleError, read_bundle
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any
 if not __package__:  # run as a file: imports start at the repository root, not in workflows/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vae.bundle import BundleError, open_bundle
+from vae.bundle import open_bundle
+from vae.bundle_files import BundleError
 from workflows.batch_config import PromoteConfig
 from workflows.champion import make_champion, noted_change
 from workflows.errors import logger

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.reading import RowReader
-from vae.bundle import BundleError, open_bundle
+from vae.bundle import open_bundle
+from vae.bundle_files import BundleError
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.blocks import promotion_block

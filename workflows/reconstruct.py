@@ -22,11 +22,11 @@ import pyarrow as pa
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputFolder
-from vae.bundle import open_bundle
+from vae.bundle_files import describe
 from workflows.batch_config import ReconstructConfig
 from workflows.checks import ConfigError
 from workflows.file_job import FileJob, open_input, perform
-from workflows.imputation import Imputed, Imputer, output_schema
+from workflows.imputation_task import Imputed, output_schema
 from workflows.job import run
 from workflows.pinned import PinnedModel
 
@@ -37,7 +37,7 @@ def main(config: ReconstructConfig) -> dict[str, Any]:
 
 def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     """Returns what is to become what, once input, model and output fit together. Raises DataError, BundleError, OutputError."""
-    encoding = TableEncoding.from_json(open_bundle(pinned.files, where=config.model).table)
+    encoding = TableEncoding.from_json(describe(pinned.files, where=config.model).table)
     schema = output_schema(encoding, config.output.standard_deviations)
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
@@ -46,7 +46,9 @@ def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
     claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
     root = OutputFolder.open(config.output.path)
-    return FileJob("reconstruct", table, root, claim, pinned, Imputer, what, schema, config.data, config.output.prune)
+    return FileJob(
+        "reconstruct", table, root, claim, pinned, "workflows.imputation:Imputer", what, schema, config.data, config.output.prune
+    )
 
 
 def check_schema(encoding: TableEncoding, schema: pa.Schema, where: str, spelled: Collection[str]) -> None:

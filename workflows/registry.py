@@ -16,7 +16,7 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from data.encoding import TableEncoding
-from vae.bundle import MANIFEST, BundleError, read_bundle
+from vae.bundle_files import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
 from workflows.errors import ServiceError
 from workflows.lineage import pinned_requirements

@@ -19,7 +19,7 @@ from data.marginals import LEVELS, Marginal, categories_of, marginals, total_var
 from data.output import OutputFolder
 from data.statistics import TableSummary, merge_all
 from data.types import is_temporal
-from workflows.generation import SUMMARY
+from workflows.generation_task import SUMMARY
 
 REPORT_JSON, REPORT_MARKDOWN = "_report.json", "_report.md"
 # Categories of a column, the most frequent first, that the Markdown shows.

@@ -99,7 +99,7 @@ class Samples:
         units = [{"unit": unit} for unit in units_of(list(table.files), data.max_unit_rows, "") if unit.output in scored]
         task = SampleTask(what, data.max_batch_bytes, shares)
         found: dict[str, list[Part]] = {purpose: [] for purpose in shares}
-        for result in run_units(Sampler, model_files(scoring.pinned), task, units, pool):
+        for result in run_units("workflows.sampling:Sampler", model_files(scoring.pinned), task, units, pool):
             for purpose, parts in result.items():
                 found[purpose] += parts
         ordered = {purpose: sorted(parts, key=lambda part: (part.output, part.source_rows[0])) for purpose, parts in found.items()}

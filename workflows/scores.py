@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from data.conditions import ConditionError, check_drawable, draw_conditions, encode_conditions
-from data.decoding import storable
 from data.encoding import TableEncoding
 from vae.evidence import log_mean_exp, log_weights, surprisal
 from vae.model import VAE
 from vae.posteriors import Posterior
 from vae.rows import Rows
+from workflows.embedding_task import reconstruction_fields
 
 ELBO_SAMPLES = 8
 NUM_BLAMED = 3
@@ -115,29 +115,6 @@ COMPUTE: dict[str, Compute] = {
     "reconstruction": Scorer.reconstruction,
     "anomaly": Scorer.anomaly,
 }
-
-
-def fields_of(name: str, latent_dim: int, encoding: TableEncoding) -> list[pa.Field]:
-    """Returns the output's columns for one name of --output.columns."""
-    vector = pa.list_(pa.float32(), latent_dim)
-    fields = {
-        "mean": [("z_mean", vector)],
-        "scale": [("z_scale", vector)],
-        "elbo": [("elbo_nats_per_row", pa.float64())],
-        "log_evidence_bound": [("log_evidence_bound_nats_per_row", pa.float64())],
-        "reconstruction": [("reconstruction", pa.struct(reconstruction_fields(encoding)))],
-        "anomaly": [
-            ("anomaly_score_nats", pa.float64()),
-            ("anomaly_columns", pa.list_(pa.string())),
-            ("anomaly_excess_nats", pa.list_(pa.float64())),
-        ],
-    }
-    return [pa.field(*field) for field in fields[name]]
-
-
-def reconstruction_fields(encoding: TableEncoding) -> list[pa.Field]:
-    columns = {column.name: column for column in encoding.columns}
-    return [pa.field(name, storable(encoding.schema.field(name).type, columns[name])) for name in encoding.field_columns]
 
 
 def noise(first_row: int) -> torch.Generator:

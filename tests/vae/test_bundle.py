@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae import VAE, BundleError, Rows, load_bundle, save_bundle
-from vae.bundle import FORMAT_VERSION, MANIFEST, MODEL, TABLE, WEIGHTS, as_json, open_bundle, read_bundle
+from vae.bundle import open_bundle
+from vae.bundle_files import FORMAT_VERSION, MANIFEST, MODEL, TABLE, WEIGHTS, as_json, describe, read_bundle
 
 FILES = (WEIGHTS, MODEL, TABLE, MANIFEST)
 TABLE_JSON = {"columns": [{"name": "Größe", "mean": [0.1], "scale": 1e-300}], "key": None}
@@ -173,6 +174,24 @@ def test_an_architecture_of_other_code_is_refused(change: dict[str, Any]) -> Non
     architecture = as_json(json.loads(saved()[MODEL]) | change)
     with pytest.raises(BundleError, match=r"model\.json names no model of this code"):
         open_bundle(resealed(saved() | {MODEL: architecture}))
+
+
+@pytest.mark.parametrize("name", [MODEL, TABLE])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+def test_files_that_are_no_json_are_refused_though_they_are_those_that_were_saved(name: str, content: bytes) -> None:
+    with pytest.raises(BundleError, match=rf"^here: .*{name}.* is no JSON"):
+        describe(resealed(saved() | {name: content}), "here")
+
+
+@pytest.mark.parametrize("architecture", [[], {}, {"latent_dim": "2"}])
+def test_an_architecture_without_latent_dimensions_is_refused(architecture: Any) -> None:
+    with pytest.raises(BundleError, match=r"^here: model\.json names no model of this code"):
+        describe(resealed(saved() | {MODEL: as_json(architecture)}), "here")
+
+
+def test_what_is_said_of_a_bundle_is_what_opens() -> None:
+    described, bundle = describe(saved()), open_bundle(saved())
+    assert (described.architecture, described.table, described.sha256) == (bundle.model.architecture, bundle.table, bundle.sha256)
 
 
 def test_a_folder_without_a_bundle_says_so(tmp_path: Path) -> None:

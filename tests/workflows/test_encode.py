@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +28,14 @@ from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputError, OutputFolder
 from tests.running import Trained
-from vae import Rows
+from vae import BundleError, Rows, save_bundle
 from vae.bundle import open_bundle
+from vae.bundle_files import FORMAT_VERSION, MANIFEST, MODEL, TABLE, WEIGHTS, as_json
 from workflows import encode, reconstruct
 from workflows.batch import held, model_files
 from workflows.batch_config import EncodeConfig, ReconstructConfig
 from workflows.errors import Incomplete, ServiceError, TryAgain
-from workflows.file_actor import FileTask
+from workflows.file_task import FileTask
 from workflows.job import exit_code, parse
 from workflows.registry import Registry
 
@@ -109,13 +112,27 @@ def test_threads_that_decode_ahead_and_write_behind_change_no_byte(
         with held(job.root) as fence, ThreadPoolExecutor(1) as decoding, ThreadPoolExecutor(1) as writing:
             task = FileTask(job.output, fence, job.made_by, False, config.data.max_batch_bytes, False, job.what)
             monkeypatch.setattr("workflows.file_actor.ray.get", lambda told: told)
-            actor = job.actor(SimpleNamespace(reference=(model_files(job.pinned), task)))
+            actor = resolve_name(job.actor)(SimpleNamespace(reference=(model_files(job.pinned), task)))
             if name == "threads":
                 actor.decoding, actor.writing = decoding, writing
             for unit in job.look().units:
                 assert actor({"unit": unit})["record"]["num_rows"] == len(many)
     assert contents(tmp_path / "alone") == contents(tmp_path / "threads")
     assert len(contents(tmp_path / "alone")) == 1
+
+
+def test_a_model_of_other_code_is_refused_by_its_name(jobs: Jobs, trained: Trained, tmp_path: Path) -> None:
+    """The actors find it: the driver looks at the files' hashes alone."""
+    folder = tmp_path / "bundle"
+    bundle = bundle_of(trained)
+    save_bundle(folder, bundle.model, bundle.table)
+    (folder / MODEL).write_bytes(as_json(bundle.model.architecture | {"strange": 1}))
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, MODEL, TABLE)}
+    (folder / MANIFEST).write_bytes(as_json({"format_version": FORMAT_VERSION, "sha256": hashes}))
+    for make in (jobs.encode, jobs.reconstruct):
+        with pytest.raises(BundleError, match=r"bundle [0-9a-f]{12}: model\.json names no model of this code.*strange"):
+            make(trained.table, tmp_path / make.__name__, "--model", folder)
+        assert not list(tmp_path.glob(f"{make.__name__}/model_version=*/*.parquet"))
 
 
 def test_scores_are_those_of_the_model(jobs: Jobs, trained: Trained, rows: pa.Table, tmp_path: Path) -> None:
