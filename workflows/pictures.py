@@ -22,6 +22,8 @@ from vae.rows import Rows
 SAMPLE_ROWS = 2000
 IMAGES_PER_ROW = 12
 MAX_COLOURS = 20
+# Of the pixels above 0, those that are shown at full strength lie above this share: a few outliers among drawn ones do not fade the rest.
+FULL_SHARE = 0.99
 
 
 def sample_rows(table: Table, encoding: TableEncoding, num_rows: int = SAMPLE_ROWS) -> pa.Table:
@@ -129,7 +131,8 @@ def image_grid(images: NDArray[Any], column: Column, title: str) -> Figure:
 def draw(lines: Sequence[NDArray[Any]], column: Column, title: str) -> Figure:
     figure = Figure(figsize=(IMAGES_PER_ROW * 0.8, 0.8 * max(1, len(lines)) + 0.5), layout="constrained")
     figure.suptitle(title)
-    top = max((float(line.max()) for line in lines if line.size), default=1.0)
+    lit = np.concatenate([line[line > 0] for line in lines if line.size] or [np.ones(1)])
+    top = float(np.quantile(lit, FULL_SHARE)) if lit.size else 1.0
     for axes, image in zip(
         figure.subplots(max(1, len(lines)), IMAGES_PER_ROW, squeeze=False).flat,
         [line[i] if i < len(line) else None for line in lines for i in range(IMAGES_PER_ROW)],
