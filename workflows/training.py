@@ -242,9 +242,8 @@ def must_stream(config: TrainConfig, prepared: Prepared, plan: Plan, max_bytes: 
     window = min(plan.shuffle_window_rows, -(-max(prepared.num_rows.values()) // plan.num_shards))
     if window * row_bytes * num_windows > max_bytes:
         fitting = max_bytes // (num_windows * row_bytes)
-        smaller = (
-            f"set --data.shuffle_window_rows {fitting}, raise" if fitting else f"{num_windows * row_bytes:,} are needed at least: raise"
-        )
+        least = min(needed, num_windows * row_bytes)
+        smaller = f"set --data.shuffle_window_rows {fitting}, raise" if fitting else f"{least:,} are needed at least: raise"
         raise ConfigError(
             f"run.shard_memory_bytes is {max_bytes:,}, a worker's rows take {needed:,}, and streaming them would take "
             f"{window * row_bytes * num_windows:,}; {smaller} --run.shard_memory_bytes, or use more workers (--cluster.num_workers)"

@@ -154,6 +154,16 @@ def test_a_bound_that_is_no_number_ends_the_run_at_once(prime_table: Path, ray_a
 
 
 @pytest.mark.slow
+def test_a_run_without_a_finite_step_is_not_registered(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    options = ("--data.path", prime_table, "--data.key", "id", "--objective.beta", "1e300", "--training.max_steps", 2)
+    ended = train(tmp_path, ray_address, *options)
+    assert ended.code == 1
+    assert "none of the 2 steps had a finite loss and gradient: nothing was learned, nothing is registered" in ended.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.search_model_versions("name = 'vae'") == []
+
+
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r")
     first = train(tmp_path, ray_address, *options).json
