@@ -24,6 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.listing import find_files
+
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 FREQUENCY_LIMIT, NULL_LIMIT, QUANTILE_LIMIT, SPIKE_SHARE = 0.03, 0.01, 0.05, 0.1
 # Numbers with at most this many values are compared as categories.
@@ -68,12 +72,18 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
 
 
+def table_of(path: str) -> pa.Table:
+    """Returns the rows of the files that train.py would read."""
+    filesystem, files = find_files([path])
+    return ds.dataset([file.path for file in files], filesystem=filesystem).to_table()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("real", type=Path)
-    parser.add_argument("generated", type=Path)
+    parser.add_argument("real")
+    parser.add_argument("generated")
     chosen = parser.parse_args()
-    real, made = (ds.dataset(path).to_table() for path in (chosen.real, chosen.generated))
+    real, made = (table_of(path) for path in (chosen.real, chosen.generated))
     beyond, left_out, compared = [], [], 0
     for name in real.column_names:
         if name not in made.column_names or made[name].null_count == len(made) or len(pc.unique(plain(made[name]))) == len(made):
