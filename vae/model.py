@@ -53,6 +53,8 @@ class VAE(nn.Module):
     posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
     condition_fields: like fields, for what the model is conditioned on; their likelihoods only make features of them.
 
+    Parameters are float32 or float64; bfloat16 is for the networks' products alone, by torch.autocast: densities would lose their digits.
+
     Raises:
         ValueError: a name that is not known, or fields that make no model.
     """
