@@ -37,8 +37,8 @@ def main(config: EncodeConfig) -> dict[str, Any]:
 
 def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     """Returns what is to become what, once input, model and output fit together. Raises DataError, BundleError, OutputError."""
-    bundle = describe(pinned.files, where=config.model)
-    encoding = TableEncoding.from_json(bundle.table)
+    described = describe(pinned.files, where=config.model)
+    encoding = TableEncoding.from_json(described.table)
     key = config.data.key or encoding.key
     table = open_input(config.data, [*encoding.inputs, *([key] if key else [])], partial(check_schema, encoding, key))
     key_type = table.schema.field(key).type if key else None
@@ -51,21 +51,11 @@ def embedding_job(config: EncodeConfig, pinned: PinnedModel) -> FileJob:
     }
     if "log_evidence_bound" in config.output.columns:
         claim["num_importance_samples"] = config.num_importance_samples
-    schema = output_schema(bundle.architecture["latent_dim"], encoding, what)
+    schema = output_schema(described.architecture["latent_dim"], encoding, what)
     if len(set(schema.names)) < len(schema.names):
         raise ConfigError(f"the key is {key!r}, which is the name of a column of the output too: {schema.names}; rename it in the table")
-    return FileJob(
-        "encode",
-        table,
-        OutputFolder.open(config.output.path),
-        claim,
-        pinned,
-        "workflows.embedding:Encoder",
-        what,
-        schema,
-        config.data,
-        config.output.prune,
-    )
+    actor, root = "workflows.embedding:Encoder", OutputFolder.open(config.output.path)
+    return FileJob("encode", table, root, claim, pinned, actor, what, schema, config.data, config.output.prune)
 
 
 def check_schema(encoding: TableEncoding, key: str | None, schema: pa.Schema, where: str, spelled: Collection[str]) -> None:
