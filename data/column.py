@@ -24,7 +24,7 @@ class Column:
     binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
     spike: the value on the grid that comes most often, and its share, where that is considerable.
     other: categories that are not listed have one code together, after all listed ones.
-    element_nulls: a vector's or image's elements may be missing one by one.
+    element_nulls: a vector's or image's elements may be missing one by one; element_null_fractions: how often, in lists that are there.
     condition: the model is told the column and does not model it.
     """
 
@@ -43,6 +43,7 @@ class Column:
     categories: list[Any] = field(default_factory=list)
     other: bool = False
     element_nulls: bool = False
+    element_null_fractions: list[float] = field(default_factory=list)
     constant: Any = None
     condition: bool = False
     resolution: float | None = None

@@ -238,13 +238,15 @@ def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override
     is_image = kind == "image" or (kind is None and can_be(values, "image") and len(shape) > 1)
     reason = NAMED if kind else f"lists of {size} {'bytes' if is_image else 'numbers'}"
     total = moments.count.sum()
+    fractions = (1 - moments.count / summary.num_values).tolist() if missing else []
+    elements: dict[str, Any] = {"element_nulls": missing, "element_null_fractions": fractions}
     if not is_image:
         scale = usable(np.sqrt(moments.squares.sum() / total))
         whole = pa.types.is_integer(values.value_type)
-        return Column(name, "vector", reason, 0.0, whole, [size], moments.mean.tolist(), scale, element_nulls=missing)
+        return Column(name, "vector", reason, 0.0, whole, [size], moments.mean.tolist(), scale, **elements)
     mean = (moments.mean * moments.count).sum() / total
     scale = usable(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total))
-    column = Column(name, "image", reason, 0.0, True, shape, [float(mean)], scale, element_nulls=missing)
+    column = Column(name, "image", reason, 0.0, True, shape, [float(mean)], scale, **elements)
     return replace(column, binarize=True, likelihood="bernoulli") if "binarize" in override else column
 
 

@@ -15,8 +15,14 @@ from data.types import from_ticks, integer_range, is_temporal, ticks_type
 
 
 def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
-    """Returns stored cells [B, D] as the column's type `kind`, null where valid [B] is false."""
-    missing = ~valid
+    """Returns stored cells [B, D] as the column's type `kind`, null where valid [B] is false.
+
+    Of a list whose elements may be null one by one valid is [B, D]; one without an element is null, if the column has null lists.
+    """
+    missing, missing_elements = ~valid, None
+    if valid.ndim > 1:
+        missing_elements = missing.reshape(-1)
+        missing = np.asarray(missing.all(1) & (column.null_fraction > 0))
     match column.kind:
         case "boolean":
             return pa.array(cells[:, 0] != 0, mask=missing)
@@ -29,9 +35,10 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             return numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
         case "vector":
             elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
-            return lists_to_arrow(numbers_to_arrow(elements, kind.value_type, None), kind, column.size, missing)
+            return lists_to_arrow(numbers_to_arrow(elements, kind.value_type, missing_elements), kind, column.size, missing)
         case _:
-            return lists_to_arrow(pa.array(np.ascontiguousarray(cells).reshape(-1), pa.uint8()), kind, column.size, missing)
+            pixels = pa.array(np.ascontiguousarray(cells).reshape(-1), pa.uint8(), mask=missing_elements)
+            return lists_to_arrow(pixels, kind, column.size, missing)
 
 
 def destandardised(cells: NDArray[Any], scale: float, mean: float | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -145,13 +145,25 @@ class TableEncoding:
             raise DataError(f"{where}: does not fit the model:\n  " + "\n  ".join(faults))
 
     def decode_column(self, name: str, cells: NDArray[Any], valid: NDArray[np.bool_], kind: pa.DataType | None = None) -> pa.Array:
-        """Returns stored cells [B, size] as the column's own Arrow type (or another list type), null where valid [B] is false."""
+        """Returns stored cells [B, size] as the column's own Arrow type (or another list type), null where valid is false.
+
+        valid is [B], or [B, size] of a list whose elements may be null one by one.
+        """
         column = next(column for column in self.columns if column.name == name)
         return decode(column, kind or self.schema.field(name).type, cells, valid)
 
 
 # What few columns have: written where it is so, so that the others read as they always did.
-OPTIONAL = {"condition": False, "likelihood": None, "log_mean": 0.0, "log_scale": 1.0, "binarize": False, "spike": None, "off_grid": 0.0}
+OPTIONAL: dict[str, Any] = {
+    "condition": False,
+    "likelihood": None,
+    "log_mean": 0.0,
+    "log_scale": 1.0,
+    "binarize": False,
+    "spike": None,
+    "off_grid": 0.0,
+    "element_null_fractions": [],
+}
 
 
 def column_json(column: Column) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def marginals(encoding: TableEncoding, summary: TableSummary) -> dict[str, Any]:
     """Returns what the model's columns hold, plain JSON: "num_rows", and "columns" by name.
 
     Each has null_rate and, by its kind: frequencies (shares of all rows, by category, or of false and true), or mean and
-    standard_deviation (of all elements together for lists) and quantiles at LEVELS (None where they are not known well).
+    standard_deviation (of all elements together for lists) and quantiles at LEVELS (None where they are not known well). Lists whose
+    elements may be null have element_null_rate too, of the elements of lists that are there.
     Points in time are in their type's units since the epoch.
     """
     found = {column.name: summary.columns[column.name] for column in encoding.columns if column.name in encoding.inputs}
@@ -51,6 +52,8 @@ def marginal(column: Column, item: pa.Field, summary: ColumnSummary) -> Marginal
     result: Marginal = {"kind": column.kind, "null_rate": null_fraction(item, summary)}
     if column.kind in ("categorical", "boolean"):
         return result | {"frequencies": frequencies(categories_of(column), summary)}
+    if column.element_nulls:
+        result |= {"element_null_rate": summary.num_missing_elements / max(1, summary.num_values * column.size)}
     moments = summary.moments
     if moments is None:
         return result | {"mean": None, "standard_deviation": None}

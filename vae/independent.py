@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae.bernoulli import BernoulliCells
 from vae.likelihoods import Likelihood
 from vae.model import VAE
+from vae.null_pattern import NullPatternDistribution
 from vae.row_distribution import RowDistribution
 from vae.rows import Rows
 
@@ -34,7 +34,7 @@ class IndependentColumns(NamedTuple):
         sizes = [likelihood.num_outputs for likelihood in self.likelihoods.values()]
         parts = torch.split(self.outputs.expand(rows.num_rows, -1), sizes, -1)
         fields = {name: likelihood(part) for (name, likelihood), part in zip(self.likelihoods.items(), parts, strict=True)}
-        return RowDistribution(fields, BernoulliCells(self.outputs[:0]), {}).log_prob(rows)
+        return RowDistribution(fields, NullPatternDistribution(self.outputs[:0], {}, [])).log_prob(rows)
 
     @torch.inference_mode()
     def score(self, rows: Rows) -> Tensor:

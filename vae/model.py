@@ -1,8 +1,8 @@
 """The model: encoder q(z|x), prior p(z) and decoder p(x|z) over the fields of a row.
 
 A conditional model has fields c that it is told and does not model: encoder q(z|x,c), decoder p(x|z,c), a bound on log p(x|c).
-Where rows have nulls, which cells are there may be modelled too: m, one flag for every nullable column, with p(m|z) = prod p(m_j|z).
-Shapes: S samples, B rows, L latent dimensions, D cells of a field, F features of a row, C features of its condition, N modelled flags.
+Where rows have nulls, which cells are there may be modelled too: m, one flag for every nullable column or element, with p(m|z) of them.
+Shapes: S samples, B rows, L latent dimensions, D cells of a field, F features of a row, C features of its condition.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae.bernoulli import BernoulliCells
 from vae.checks import check_fields, require_known
 from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
 from vae.likelihoods import LIKELIHOODS, Likelihood
 from vae.networks import NETWORKS
+from vae.null_pattern import NullPattern
 from vae.posteriors import POSTERIORS, Posterior
 from vae.precision import without_autocast
 from vae.priors import PRIORS, LatentDistribution, Sizes
@@ -25,7 +25,7 @@ from vae.row_distribution import RowDistribution
 from vae.rows import Rows
 
 # What a field says of itself to the model, and not to its likelihood.
-FIELD_KEYS = ("name", "likelihood", "valid_size", "with_flags", "null_pattern", "null_rates", "shape", "binarize")
+FIELD_KEYS = ("name", "likelihood", "valid_size", "with_flags", "null_pattern", "null_rates", "null_list_rate", "shape", "binarize")
 
 
 class Bound(NamedTuple):
@@ -46,8 +46,9 @@ class VAE(nn.Module):
     fields: one mapping per field with "name", "likelihood" (a key of LIKELIHOODS), "valid_size" (validity flags per row: 1
         or the number of cells), the likelihood's own arguments and, optionally, "with_flags": false where training rows have no
         nulls, so that the encoder sees no flags; "null_pattern": the flags whose distribution is modelled, with "null_rates" of the
-        training rows, from which it starts; "shape" of an image's cells; "binarize": whether its pixels are drawn anew as 0 or 255. The
-        mapping is plain JSON: the bundle stores it.
+        training rows, from which it starts, and "null_list_rate" of a list that in some rows is null as a whole and in others has null
+        elements, whose flags are those of its elements; "shape" of an image's cells; "binarize": whether its pixels are drawn anew as 0
+        or 255. The mapping is plain JSON: the bundle stores it.
     network: a key of NETWORKS, or "conv": convolutions for fields with an image's shape, beside a residual network for the others;
         decoder_network: the decoder's, where it is another.
     posterior: a key of POSTERIORS. prior: standard, mixture or vamp, of num_prior_components; conditional: p(z|c).
@@ -93,13 +94,12 @@ class VAE(nn.Module):
         self.conditions = nn.ModuleDict({field["name"]: without_parameters(build_likelihood(field)) for field in condition_fields})
         likelihoods = self._likelihoods()
         self.condition_size = self._num_features(self._conditions())
-        self.flags = {field["name"]: list(field["null_pattern"]) for field in fields if field.get("null_pattern")}
-        self.register_buffer("flag_logits", start_of_flags(fields), persistent=False)
+        self.null_pattern = NullPattern(fields)
         self.binarised = {field["name"]: field["size"] for field in fields if field.get("binarize")}
         self.posterior_family = POSTERIORS[posterior]
         num_features = self._num_features(likelihoods) + self.condition_size
         self.output_sizes = [likelihood.num_outputs for likelihood in likelihoods.values()]
-        num_outputs = sum(self.output_sizes) + sum(map(len, self.flags.values()))
+        num_outputs = sum(self.output_sizes) + self.null_pattern.num_outputs
         sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
         self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
@@ -175,10 +175,9 @@ class VAE(nn.Module):
         likelihoods = self._likelihoods()
         inputs = z if condition is None else torch.cat([z, condition.expand(*z.shape[:-1], -1)], -1)
         outputs = self.decoder(inputs).to(self.dtype)
-        sizes = [*self.output_sizes, outputs.shape[-1] - sum(self.output_sizes)]
-        *parts, flags = outputs.split(sizes, -1)
+        *parts, flags = outputs.split([*self.output_sizes, self.null_pattern.num_outputs], -1)
         fields = {name: likelihood(part) for (name, likelihood), part in zip(likelihoods.items(), parts, strict=True)}
-        return RowDistribution(fields, BernoulliCells(flags + self.flag_logits if self.flags else flags), self.flags)
+        return RowDistribution(fields, self.null_pattern(flags))
 
     def elbo(self, rows: Rows, noise: Tensor) -> Bound:
         """Returns the one-sample bound, with the KL in closed form where there is one; noise [B, L] is standard normal.
@@ -270,12 +269,6 @@ def without_parameters(likelihood: Likelihood) -> Likelihood:
         if not name.startswith("embedding."):
             delattr(likelihood, name)
     return likelihood
-
-
-def start_of_flags(fields: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Returns the log-odds, over all rows, that each modelled flag's cells are there, [N]; 0 where no rate is known."""
-    rates = [rate for field in fields for rate in field.get("null_rates", [0.5] * len(field.get("null_pattern", [])))]
-    return -torch.logit(torch.tensor(rates, dtype=torch.float32).clamp(1e-4, 1 - 1e-4))
 
 
 def num_flags(field: Mapping[str, Any]) -> int:

@@ -1,25 +1,20 @@
-"""p(x|z) of whole rows, and of which of their cells are there. Shapes: S samples, B rows, D cells of a field, N modelled flags."""
+"""p(x|z) of whole rows, and of which of their cells are there. Shapes: S samples, B rows, D cells of a field."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vae.bernoulli import BernoulliCells
 from vae.likelihoods import CellDistribution, without_missing
+from vae.null_pattern import NullPatternDistribution
 from vae.rows import Rows
 
 
 class RowDistribution:
-    """p(x|z): one distribution per field, independent given z, and p(m|z) of the flags [N] where some are modelled.
+    """p(x|z): one distribution per field, independent given z, and p(m|z) of the flags that are modelled."""
 
-    flags: field -> those of its flags that are modelled.
-    """
-
-    def __init__(self, fields: dict[str, CellDistribution], null_pattern: BernoulliCells, flags: Mapping[str, Sequence[int]]) -> None:
-        self.fields, self.null_pattern, self.flags = fields, null_pattern, flags
+    def __init__(self, fields: dict[str, CellDistribution], null_pattern: NullPatternDistribution) -> None:
+        self.fields, self.null_pattern = fields, null_pattern
 
     def log_prob(self, rows: Rows) -> Tensor:
         """Returns log p(x_observed|z) in nats in data units, [B] or [S, B]; missing cells contribute exactly 0."""
@@ -31,22 +26,11 @@ class RowDistribution:
 
     def null_pattern_log_prob(self, rows: Rows) -> Tensor:
         """Returns log p(m|z) in nats, [B] or [S, B]; 0 where no flags are modelled."""
-        if not self.flags:
-            logits = self.null_pattern.logits
-            return logits.new_zeros(logits.shape[:-1])
-        flags = torch.cat([rows.valid[name][:, index] for name, index in self.flags.items()], 1)
-        return self.null_pattern.log_prob(flags).sum(-1)
+        return self.null_pattern.log_prob(rows.valid)
 
     def sample_valid(self, rows: Rows, generator: torch.Generator) -> dict[str, Tensor]:
         """Returns the rows' flags by field, drawn where they are modelled."""
-        valid = dict(rows.valid)
-        drawn = (
-            torch.split(self.null_pattern.sample(generator).bool(), [len(index) for index in self.flags.values()], -1) if self.flags else ()
-        )
-        for (name, index), flags in zip(self.flags.items(), drawn, strict=True):
-            valid[name] = valid[name].clone()
-            valid[name][:, index] = flags
-        return valid
+        return self.null_pattern.sample(rows.valid, generator)
 
     def cell_log_probs(self, rows: Rows) -> dict[str, Tensor]:
         """Returns log p of every cell in its stored units, 0 where it is missing: field -> [B, D] or [S, B, D]."""

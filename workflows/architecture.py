@@ -64,8 +64,12 @@ def auto_prior(encoding: TableEncoding, num_rows: int) -> str:
 
 
 def modelled_flags(field: Field) -> dict[str, Any]:
-    """Returns which of a field's flags have a distribution in the model: those of columns that have nulls; not of single elements."""
-    rates = {index: c.null_fraction for index, c in enumerate(field.columns) if c.null_fraction > 0 and not c.element_nulls}
+    """Returns which of a field's flags have a distribution in the model: those of columns that have nulls, and of lists' elements."""
+    first = field.columns[0]
+    if first.element_nulls:
+        elements = {"null_pattern": list(range(first.size)), "null_rates": first.element_null_fractions}
+        return elements | ({"null_list_rate": first.null_fraction} if first.null_fraction > 0 else {})
+    rates = {index: column.null_fraction for index, column in enumerate(field.columns) if column.null_fraction > 0}
     return {"null_pattern": list(rates), "null_rates": list(rates.values())} if rates else {}
 
 

@@ -27,6 +27,7 @@ MAX_ATTACKED_ROWS = 2000
 # Null patterns that are told apart, the most frequent ones of the held-out rows; the others are one.
 MAX_PATTERNS = 20
 MIN_ROWS = 20
+NULL_RATES = "null_rate", "element_null_rate"
 
 
 def compare_tables(
@@ -96,7 +97,7 @@ def compare_use(encoding: TableEncoding, label: str, cells: dict[str, Cells], se
 
 
 def compare_marginals(encoding: TableEncoding, real: pa.Table, synthetic: pa.Table, real_cells: Cells, made: Cells) -> dict[str, Any]:
-    """Returns, by column, null rates and how far the values lie apart, 0 to 1, of those that are there where they are numbers.
+    """Returns, by column, null rates (of lists' elements too) and how far the values lie apart, 0 to 1, of numbers those that are there.
 
     Categories: total_variation, nulls and rare values being one category more. Numbers: kolmogorov_smirnov, of lists the largest among
     elements. "noise": what two tables of so many rows of one distribution have, on average the first, in one case of a hundred the second.
@@ -104,7 +105,8 @@ def compare_marginals(encoding: TableEncoding, real: pa.Table, synthetic: pa.Tab
     first, second = (marginals(encoding, summarise_rows(encoding, table))["columns"] for table in (real, synthetic))
     result = {}
     for name in first:
-        entry = {"kind": first[name]["kind"], "null_rate": {"real": first[name]["null_rate"], "synthetic": second[name]["null_rate"]}}
+        rates = {key: {"real": first[name][key], "synthetic": second[name][key]} for key in NULL_RATES if key in first[name]}
+        entry = {"kind": first[name]["kind"], **rates}
         if "frequencies" in first[name]:
             shares = first[name]["frequencies"], second[name]["frequencies"]
             entry |= {

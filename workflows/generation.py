@@ -61,27 +61,30 @@ class RowGenerator:
         conditions = self._conditions(chunk)
         told = self.model.condition(Rows.from_arrays(encode_conditions(self.encoding, conditions), self.model.device))
         rows = self.model.generate(GENERATION_CHUNK_ROWS, torch.Generator().manual_seed((base + chunk) % 2**32), told)
-        absent = self._absent(rows)
+        there = self._there(rows)
         nulls = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, chunk])))
         arrays = self.encoding.split({name: tensor.cpu().numpy() for name, tensor in rows.values.items()})
         columns = []
         for column, kind in zip(self.encoding.columns, self.schema.types, strict=True):
-            missing = nulls.random(GENERATION_CHUNK_ROWS) < (column.null_fraction if self.null_pattern else 0.0)
-            missing = absent.get(column.name, missing)
+            kept = nulls.random(GENERATION_CHUNK_ROWS) >= (column.null_fraction if self.null_pattern else 0.0)
+            kept = there.get(column.name, kept)
             if column.condition:
                 columns.append(conditions[column.name].cast(kind))
             else:
-                columns.append(self._column(column, kind, chunk, arrays, missing))
+                columns.append(self._column(column, kind, chunk, arrays, kept))
         return pa.table(columns, schema=self.schema)
 
-    def _absent(self, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
-        """Returns which rows have no value in the columns whose nulls are modelled."""
+    def _there(self, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
+        """Returns, by column whose nulls are modelled, which rows have a value, [B], or which of their elements, [B, D]."""
+        result: dict[str, np.ndarray[Any, Any]] = {}
         columns = {field.name: field.columns for field in self.encoding.fields}
-        flags = {name: rows.valid[name].cpu().numpy() for name in self.model.flags} if self.null_pattern else {}
-        return {columns[name][index].name: ~there[:, index] for name, there in flags.items() for index in self.model.flags[name]}
+        for name, flags in self.model.null_pattern.flags.items() if self.null_pattern else ():
+            valid, first = rows.valid[name].cpu().numpy(), columns[name][0]
+            result |= {first.name: valid} if first.element_nulls else {columns[name][index].name: valid[:, index] for index in flags}
+        return result
 
     def _column(
-        self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], missing: np.ndarray[Any, Any]
+        self, column: Column, kind: pa.DataType, chunk: int, arrays: Mapping[str, np.ndarray[Any, Any]], valid: np.ndarray[Any, Any]
     ) -> pa.Array:
         if column.kind == "key":
             numbers = np.arange(chunk * GENERATION_CHUNK_ROWS, (chunk + 1) * GENERATION_CHUNK_ROWS).clip(max=self.num_rows - 1)
@@ -89,8 +92,8 @@ class RowGenerator:
         if column.kind == "ignored":
             if column.constant is None:
                 return pa.nulls(GENERATION_CHUNK_ROWS, kind)
-            return constant_array(column.constant, kind, missing)
-        return self.encoding.decode_column(column.name, arrays[column.name], ~missing, kind)
+            return constant_array(column.constant, kind, ~valid)
+        return self.encoding.decode_column(column.name, arrays[column.name], valid, kind)
 
 
 class Generator:

@@ -41,8 +41,8 @@ class ModelConfig:
     timestamp: discretised_gaussian discretised_logistics; vector: as numeric, of integers as timestamp; image: as timestamp,
     continuous_bernoulli bernoulli."""
     null_pattern: bool = True
-    """Which cells are null is modelled with the rest, one Bernoulli for every column that has nulls, and generated rows have nulls
-    accordingly; its log-likelihood is reported apart from the ELBO of the cells that are there. false: neither."""
+    """Which cells are null is modelled with the rest, one Bernoulli for every column (and every element of a list) that has nulls, and
+    generated rows have nulls accordingly; its log-likelihood is reported apart from the ELBO of the cells that are there. false: neither."""
 
     def check(self) -> None:
         require(self.latent_dim >= 1, "model.latent_dim", self.latent_dim, "at least 1")

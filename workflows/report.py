@@ -139,6 +139,8 @@ def table_line(name: str, entry: Mapping[str, Any]) -> str:
     middle = [LEVELS.index(level) for level in (0.05, 0.5, 0.95)]
     quantiles = [", ".join(figure(side["quantiles"][index]) for index in middle) if side.get("quantiles") else "" for side in sides]
     figures = [pair([figure(side.get(key)) for side in sides]) for key in ("null_rate", "mean", "standard_deviation")]
+    if "element_null_rate" in entry["synthetic"]:
+        figures[0] += f", of elements {pair([figure(side.get('element_null_rate')) for side in sides])}"
     kind = entry["kind"] + (" (condition)" if entry["condition"] else "")
     return f"| {cell(name)} | {kind} | {' | '.join(figures)} | {pair(quantiles)} | {figure(entry.get('total_variation'))} |"
 

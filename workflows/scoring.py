@@ -51,5 +51,6 @@ def score_of(found: Mapping[str, float], side: str = "validation") -> float | No
 
 def metrics(means: list[float], model: VAE) -> dict[str, Any]:
     """Returns the means of the ELBO and its two parts, and of the null pattern's bound where it is modelled, by name."""
-    names = ["elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row", *([NULL_PATTERN] if model.flags else [])]
+    pattern = [NULL_PATTERN] if model.null_pattern.flags else []
+    names = ["elbo_nats_per_row", "expected_log_likelihood_nats_per_row", "kl_nats_per_row", *pattern]
     return dict(zip(names, means, strict=False))

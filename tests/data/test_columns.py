@@ -347,8 +347,18 @@ def test_lists_of_one_length_are_vectors_with_one_scale(kind: pa.DataType) -> No
 def test_null_elements_give_every_element_its_own_flag() -> None:
     column = decide([[1.0, None], [2.0, 3.0], [2.5, 4.0]], pa.list_(pa.float64()))
     assert (column.element_nulls, column.valid_size) == (True, 2)
+    assert column.element_null_fractions == [pytest.approx(0), pytest.approx(1 / 3)]
     column = decide([[1.0, None], [1.0, 3.0]], pa.list_(pa.float64()))
     assert (column.kind, column.element_nulls, column.mean) == ("vector", True, [1.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.uint8(), 4)], ids=str)
+def test_elements_are_null_so_often_in_the_lists_that_are_there(kind: pa.DataType) -> None:
+    column = decide([[1, None, 3, 4], None, [2, 3, None, 5], [7, None, 9, 1], None], kind)
+    assert column.kind == ("image" if pa.types.is_uint8(kind.value_type) else "vector")
+    assert column.element_null_fractions == pytest.approx([0, 2 / 3, 1 / 3, 0])
+    assert column.null_fraction == pytest.approx(2 / 5)
+    assert decide([[1, 2, 3, 4], None, [2, 3, 4, 5]], kind).element_null_fractions == []
 
 
 def test_a_vector_with_an_element_that_never_is_still_has_a_scale() -> None:

@@ -88,7 +88,7 @@ def back_and_forth(encoding: TableEncoding, values: Any) -> pa.Array:
 
 
 def round_trip(encoding: TableEncoding, table: pa.Table) -> pa.Table:
-    """Returns the table's modelled columns, encoded and decoded; a row of a list is there when any element of it is."""
+    """Returns the table's modelled columns, encoded and decoded."""
     arrays = encoding.encode(table, "here")
     decoded = {}
     for field in encoding.fields:
@@ -97,7 +97,7 @@ def round_trip(encoding: TableEncoding, table: pa.Table) -> pa.Table:
             cells = arrays[field.name][:, begin : begin + column.size]
             valid = arrays[f"{field.name}.valid"]
             width = valid.shape[1] if column.kind in ("vector", "image") else 1
-            there = np.asarray(valid[:, flags : flags + width].any(1))
+            there = np.asarray(valid if column.element_nulls else valid[:, flags : flags + width].any(1))
             decoded[column.name] = encoding.decode_column(column.name, cells, there)
             begin, flags = begin + column.size, flags + width
     return pa.table([decoded[name] for name in encoding.modelled], schema=encoding.schema_of(encoding.modelled))
@@ -753,6 +753,8 @@ def test_the_rows_of_a_mixed_table_come_back() -> None:
             expected = [value if value in column.categories else None for value in expected]
         if column.element_nulls:  # a row of missing elements only is a missing row
             expected = [None if value is None or value == [None] * column.size else value for value in expected]
+            holes = [[[cell is None for cell in value] for value in values if value is not None] for values in (found, expected)]
+            assert holes[0] == holes[1]
         assert [value is None for value in found] == [value is None for value in expected]
         if name in ("amount", "seats", "day", "flag", "colour", "code", "coded", "town", "bytes", "pixels"):
             assert found == expected
@@ -895,6 +897,21 @@ def test_a_list_of_another_length_is_refused_by_file_and_column(kind: pa.DataTyp
     encoding = fit(pa.table({"v": pa.array([[1, 2, 3, 4], [2, 3, 4, 5]], pa.list_(kind))}))
     with pytest.raises(DataError, match=r"file\.parquet: column 'v' holds lists of lengths \[3, 4\]; the model has 4"):
         encoding.encode(pa.table({"v": pa.array([[1, 2, 3, 4], None, [1, 2, 3]], pa.list_(kind))}), "file.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.int16(), 2), pa.large_list(pa.float64())], ids=str)
+def test_a_list_without_an_element_is_null_only_where_the_column_has_null_lists(kind: pa.DataType) -> None:
+    cells, valid = np.zeros((3, 2), np.float32), np.array([[True, False], [False, True], [False, False]])
+    without = by_hand("vector", kind, mean=[3.0, 5.0], shape=[2], element_nulls=True)
+    assert without.decode_column("x", cells, valid).to_pylist() == [[3, None], [None, 5], [None, None]]
+    some = by_hand("vector", kind, mean=[3.0, 5.0], shape=[2], element_nulls=True, null_fraction=0.1)
+    assert some.decode_column("x", cells, valid).to_pylist() == [[3, None], [None, 5], None]
+
+
+def test_pixels_may_be_null_one_by_one() -> None:
+    encoding = by_hand("image", pa.list_(pa.uint8()), shape=[1, 2], element_nulls=True)
+    found = encoding.decode_column("x", np.array([[7, 8]], np.uint8), np.array([[False, True]]))
+    assert found.to_pylist() == [[None, 8]]
 
 
 def test_elements_that_are_null_for_the_first_time_are_flagged_one_by_one() -> None:

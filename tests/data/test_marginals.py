@@ -39,6 +39,16 @@ def encoding() -> TableEncoding:
     return TableEncoding(rows.schema, tuple(columns), "id")
 
 
+def test_lists_with_null_elements_have_their_rate() -> None:
+    rows = pa.table({"holed": pa.array([[1.0, None], None, [2.0, 3.0], [None, None]]), "whole": [[1.0, 2.0], [3.0, 4.0], None, [5.0, 7.0]]})
+    summary = summarise_table(rows, (4, 0, 0))
+    of = TableEncoding(rows.schema, tuple(decide_columns(rows.schema, summary, None, {}, Rules())), None)
+    found = marginals(of, summarise_rows(of, rows))["columns"]
+    assert found["holed"]["null_rate"] == found["whole"]["null_rate"] == 0.25
+    assert found["holed"]["element_null_rate"] == 0.5
+    assert "element_null_rate" not in found["whole"]
+
+
 def test_marginals_are_those_of_the_rows() -> None:
     rows, of = table(), encoding()
     found = marginals(of, summarise_rows(of, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae.model import VAE
+from vae.null_pattern import NullPatternDistribution
 from vae.objective import Loss, Objective
 from vae.rows import Rows
 
@@ -116,3 +118,60 @@ def test_generated_rows_have_nulls_where_real_ones_would() -> None:
     torch.testing.assert_close(rates[1:], torch.tensor([0.5, 0.8], dtype=torch.float64), rtol=0, atol=0.04)
     first, there = made.values["x"][:, 0], made.valid["x"][:, 1]
     assert first[there].mean() < -0.5 < 0.5 < first[~there].mean()
+
+
+LISTS: list[dict[str, Any]] = [
+    {"name": "number", "likelihood": "gaussian", "size": 2, "valid_size": 2, "null_pattern": [1]},
+    {"name": "list", "likelihood": "gaussian", "size": 3, "valid_size": 3, "null_pattern": [0, 1, 2], "null_list_rate": 0.2},
+    {"name": "holes", "likelihood": "gaussian", "size": 2, "valid_size": 2, "null_pattern": [0, 1], "null_rates": [0.1, 0.6]},
+]
+
+
+def patterns() -> Rows:
+    """Returns a row for every pattern of LISTS' modelled flags; the first number is always there."""
+    flags = torch.tensor(list(itertools.product([False, True], repeat=6)))
+    valid = {"number": torch.stack([torch.ones(64).bool(), flags[:, 0]], 1), "list": flags[:, 1:4], "holes": flags[:, 4:]}
+    values = {name: torch.zeros(64, part.shape[1], dtype=torch.float64) for name, part in valid.items()}
+    return Rows(values, valid, torch.zeros(64, dtype=torch.float64))
+
+
+def test_the_probabilities_of_all_patterns_of_lists_sum_to_one() -> None:
+    model, rows = build(LISTS), patterns()
+    assert model.null_pattern.num_outputs == 7
+    z = randn(5, 1, 2).expand(5, 64, 2)
+    log_p = model.likelihood(z).null_pattern_log_prob(rows)
+    assert log_p.shape == (5, 64)
+    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(model.likelihood(z[2]).null_pattern_log_prob(rows), log_p[2])
+
+
+def test_drawn_patterns_of_lists_have_their_probabilities() -> None:
+    model, rows, num_draws = build(LISTS), patterns(), 40_000
+    z = randn(1, 2)
+    p = model.likelihood(z.expand(64, 2)).null_pattern_log_prob(rows).exp()
+    drawn = model.likelihood(z.expand(num_draws, 2)).sample_valid(rows.take(torch.full((num_draws,), 63)), torch.Generator().manual_seed(0))
+    assert drawn["number"][:, 0].all()
+    flags = torch.cat([drawn["number"][:, 1:], drawn["list"], drawn["holes"]], 1)
+    found = torch.bincount((flags * 2 ** torch.arange(5, -1, -1)).sum(1), minlength=64) / num_draws
+    assert ((found - p).abs() <= 4.5 * (p * (1 - p) / num_draws).sqrt() + 1e-9).all()
+
+
+def test_the_gradient_of_a_list_without_an_element_is_finite_however_sure_the_model_is() -> None:
+    for logit in (-200.0, -1.0, 200.0):
+        logits = torch.full((1, 4), logit, requires_grad=True)
+        pattern = NullPatternDistribution(logits, {"x": [0, 1, 2]}, ["x"])
+        log_p = pattern.log_prob({"x": torch.zeros(1, 3).bool()})
+        torch.autograd.backward(log_p.sum())
+        assert log_p.isfinite().all()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+
+
+def test_lists_start_at_their_rate_and_their_elements_at_theirs() -> None:
+    torch.manual_seed(0)
+    field = {"name": "x", "likelihood": "gaussian", "size": 3, "valid_size": 3, "null_pattern": [0, 1, 2], "null_rates": [0.05, 0.3, 0.001]}
+    made = VAE([field | {"null_list_rate": 0.25}], 2, [32]).generate(20_000, torch.Generator().manual_seed(0)).valid["x"]
+    there = made.any(1)
+    assert float(there.double().mean()) == pytest.approx(0.75, abs=0.05)
+    rates = 1 - made[there].double().mean(0)
+    torch.testing.assert_close(rates, torch.tensor([0.05, 0.3, 0.001], dtype=torch.float64), rtol=0, atol=0.05)

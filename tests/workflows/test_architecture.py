@@ -184,6 +184,14 @@ def test_the_model_is_told_the_likelihood_that_was_named(column: str, wish: str,
     assert found == {"valid_size": found["valid_size"], "with_flags": False} | expected
 
 
+def test_flags_of_elements_are_modelled_and_whole_lists_where_some_are_null() -> None:
+    lists = {"sometimes": [[1.0, None], None, [2.0, 3.5], [4.0, 5.0]], "always": [[1.0, None], [7.0, 2.0], [2.0, 3.5], [4.0, 5.0]]}
+    sometimes, always = told(fit(pa.table(lists))).values()
+    assert (sometimes["null_pattern"], sometimes["null_rates"], sometimes["null_list_rate"]) == ([0, 1], pytest.approx([0, 1 / 3]), 0.25)
+    assert (always["null_pattern"], always["null_rates"]) == ([0, 1], pytest.approx([0, 0.25]))
+    assert "null_list_rate" not in always
+
+
 @pytest.mark.parametrize("wish", ["poisson", "negative_binomial", "zero_inflated_negative_binomial"])
 def test_counts_come_with_the_moments_of_their_logarithms(wish: str) -> None:
     logs = np.log1p(mixed()["visits"].drop_null().to_numpy())

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,6 +37,7 @@ def rows() -> pa.Table:
             "moment": pa.array(rng.integers(10**12, 2 * 10**12, SIZE)).cast(pa.timestamp("ms")),
             "clock": pa.array(rng.integers(0, 86_400 * 10**9, SIZE)).cast(pa.time64("ns")),
             "prices": pa.array(prices, pa.list_(pa.decimal128(9, 2), 2)),
+            "holes": pa.array([[x if rng.random() < 0.7 else None for x in rng.normal(size=3)] if k % 5 else None for k in range(SIZE)]),
             "nested": pa.array([{"a": [number]} for number in range(SIZE)]),
             "words": pa.array([["a", "b"]] * SIZE),
             "uuid": pa.array([number.to_bytes(16, "big") for number in range(SIZE)], pa.uuid()),
@@ -74,6 +76,11 @@ def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_ar
     assert made["key"].to_pylist() == list(range(300))
     assert set(made["town"].to_pylist()) <= {"Bonn", "Ulm"}
     assert made["nested"].null_count == made["uuid"].null_count == 300
+    holes = made["holes"].drop_null()
+    assert 20 < made["holes"].null_count < 120  # 3 steps from their rate, 60
+    assert 0.15 < pc.list_flatten(holes).null_count / (3 * len(holes)) < 0.45
+    (line,) = [line for line in (tmp_path / "out" / "_report.md").read_text().splitlines() if line.startswith("| holes")]
+    assert ", of elements 0.2" in line or ", of elements 0.3" in line
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")}
     (tmp_path / "out" / "part-00001.parquet").unlink()
     generate.main(parse(GenerateConfig, options))
