@@ -137,6 +137,11 @@ class VAE(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
+    @property
+    def num_binarised(self) -> int:
+        """The pixels of a row that are drawn anew as 0 or 255."""
+        return sum(self.binarised.values())
+
     def features(self, rows: Rows) -> Tensor:
         """Returns what the encoder sees, [B, F + C]: per field its cells, 0 where missing, then, where it has them, observed flags."""
         return self._features(rows, self._likelihoods() | self._conditions())

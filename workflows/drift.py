@@ -57,7 +57,7 @@ def model_quantities(model: VAE, rows: Rows) -> Quantities:
     """
     rows = rows.to(model.device)
     if model.binarised:
-        chances = torch.from_numpy(uniform(sum(model.binarised.values()), 1)).to(model.device)
+        chances = torch.from_numpy(uniform(model.num_binarised, 1)).to(model.device)
         rows = binarised(rows, model, chances[None])
     q_z = model.posterior(rows)
     samples = [model.evaluate_elbo(rows, noise.expand(1, rows.num_rows, -1), q_z).elbo.double() for noise in fixed_noise(model)]

@@ -202,9 +202,8 @@ def training_stretches(
     gather, shards = rows.ordered(plan, epoch, first), list(rows.size)
     shape = (model.latent_dim,) if num_samples == 1 else (num_samples, model.latent_dim)
     noise = Noise(plan, epoch, shape, lambda seed, size: standard_normal(seed, size, model))
-    num_pixels = sum(model.binarised.values())
-    pixels = Noise(plan, epoch, (num_pixels,), lambda seed, size: uniform(seed, size, model), stream=1)
-    row_bytes = rows.bytes_per_row + math.prod(shape) * model.dtype.itemsize + num_pixels * torch.float32.itemsize
+    pixels = Noise(plan, epoch, (model.num_binarised,), lambda seed, size: uniform(seed, size, model), stream=1)
+    row_bytes = rows.bytes_per_row + math.prod(shape) * model.dtype.itemsize + model.num_binarised * torch.float32.itemsize
     for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // row_bytes), first):
         gathered = gather(stretch).to(model.device)
         if model.binarised:
@@ -223,7 +222,7 @@ def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, m
         noise = standard_normal(seed, (num_samples, chunk.num_rows, model.latent_dim), model)
         if model.binarised:
             seed = plan.noise_seed(EVALUATION_EPOCH + side, begin, plan.num_shards + shard)
-            chunk = binarised(chunk.to(model.device), model, uniform(seed, (chunk.num_rows, sum(model.binarised.values())), model))
+            chunk = binarised(chunk.to(model.device), model, uniform(seed, (chunk.num_rows, model.num_binarised), model))
         for start in range(0, chunk.num_rows, rows_at_once):
             end = min(start + rows_at_once, chunk.num_rows)
             yield shard, chunk.slice(start, end).to(model.device), noise[:, start:end]

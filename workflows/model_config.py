@@ -42,7 +42,7 @@ class ModelConfig:
     continuous_bernoulli bernoulli."""
     null_pattern: bool = True
     """Which cells are null is modelled with the rest, one Bernoulli for every column (and every element of a list) that has nulls, and
-    generated rows have nulls accordingly; its log-likelihood is reported apart from the ELBO of the cells that are there. false: neither."""
+    generated rows have nulls accordingly; its log-likelihood is reported apart from the ELBO of what is there. false: neither."""
 
     def check(self) -> None:
         require(self.latent_dim >= 1, "model.latent_dim", self.latent_dim, "at least 1")
