@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vae.cells import CellDistribution, Likelihood
 from vae.host import may_look_at
+from vae.input_layer import OneHot, dense
 from vae.precision import without_autocast
 
 # A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.
@@ -195,18 +196,20 @@ class Categorical(Likelihood):
         return self.observed_features(values, torch.ones_like(values, dtype=torch.bool))
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
+        return dense(self.feature_parts(values, valid))
+
+    def feature_parts(self, values: Tensor, valid: Tensor) -> list[Tensor | OneHot]:
         codes, valid = torch.where(valid, values, 0).to(torch.int64), valid.expand(values.shape)
         if not self.embedded:
-            return self._one_hot(codes, valid)
-        parts = [self._one_hot(codes[:, self.one_hot], valid[:, self.one_hot])] if self.one_hot else []
+            return [self._one_hot(codes, valid)]
+        parts: list[Tensor | OneHot] = [self._one_hot(codes[:, self.one_hot], valid[:, self.one_hot])] if self.one_hot else []
         for column in self.embedded:
             embedded = self.embedding[str(column)](codes[:, column])
             parts.append(torch.where(valid[:, column, None], embedded, 0.0))
-        return torch.cat(parts, 1)
+        return parts
 
-    def _one_hot(self, codes: Tensor, valid: Tensor) -> Tensor:
-        one_hot = self.blocks()[0].membership.new_zeros(codes.shape[0], self.num_one_hot)
-        return one_hot.scatter_(1, codes + self.one_hot_offsets, valid.to(one_hot.dtype))
+    def _one_hot(self, codes: Tensor, valid: Tensor) -> OneHot:
+        return OneHot(codes + self.one_hot_offsets, valid.to(self.blocks()[0].membership.dtype), self.num_one_hot)
 
     def forward(self, outputs: Tensor) -> CategoricalCells:
         return CategoricalCells(outputs, self)

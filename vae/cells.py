@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.host import may_look_at
+from vae.input_layer import OneHot
 
 # Standardised cells have unit variance: a noise of e^-7 of that is 0.1 %, beyond which a density only chases rounding.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 4.0
@@ -59,6 +60,10 @@ class Likelihood(nn.Module, ABC):
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
         """Returns the same of stored values [B, D] that hold anything where a cell is missing: 0 there; valid is [B, D] or [B, 1]."""
         return without_missing(self.features(values), valid)
+
+    def feature_parts(self, values: Tensor, valid: Tensor) -> list[Tensor | OneHot]:
+        """Returns the same features in parts, some of which may be one-hot."""
+        return [self.observed_features(values, valid)]
 
     def cell_of_feature(self) -> Tensor:
         """Returns the cell that each feature comes from, [num_features]."""

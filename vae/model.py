@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vae.categories import Categorical
 from vae.checks import check_fields, require_known
 from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
+from vae.host import may_look_at
+from vae.input_layer import OneHot, dense
 from vae.likelihoods import LIKELIHOODS, Likelihood
 from vae.networks import NETWORKS
 from vae.null_pattern import NullPattern
@@ -102,6 +105,8 @@ class VAE(nn.Module):
         num_outputs = sum(self.output_sizes) + self.null_pattern.num_outputs
         sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
         self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
+        # Without gradients, on a CPU: with them products of all features are as fast, and so they are on GPUs.
+        self.skips_zeros = network != "conv" and any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
 
     def _images(self) -> list[tuple[Image, Image, int]]:
@@ -151,20 +156,26 @@ class VAE(nn.Module):
         return self._features(rows, self._conditions()) if self.condition_size else None
 
     def _features(self, rows: Rows, fields: Mapping[str, Likelihood]) -> Tensor:
-        features = []
+        return dense(self._parts(rows, fields))
+
+    def _parts(self, rows: Rows, fields: Mapping[str, Likelihood]) -> list[Tensor | OneHot]:
+        parts: list[Tensor | OneHot] = []
         for name, likelihood in fields.items():
             valid, flag_size = rows.valid[name], self.flag_sizes[name]
-            features.append(likelihood.observed_features(rows.values[name], valid))
+            found = likelihood.feature_parts(rows.values[name], valid)
+            parts += [part if isinstance(part, OneHot) else part.to(self.dtype) for part in found]
             if flag_size:
                 flags = valid if valid.shape[1] == flag_size else valid.any(1, keepdim=True).expand(-1, flag_size)
-                features.append(flags.to(self.dtype))
-        return (torch.cat(features, 1) if len(features) > 1 else features[0]).to(self.dtype)
+                parts.append(flags.to(self.dtype))
+        return parts
 
     def posterior(self, rows: Rows) -> Posterior:
         """Returns q(z|x), of a conditional model q(z|x,c), with mean and scale [B, L]."""
+        if self.skips_zeros and not torch.is_grad_enabled() and may_look_at(rows.log_jacobian):
+            return self.encode(self._parts(rows, self._likelihoods() | self._conditions()))
         return self.encode(self.features(rows))
 
-    def encode(self, features: Tensor) -> Posterior:
+    def encode(self, features: Tensor | Sequence[Tensor | OneHot]) -> Posterior:
         """Returns the posteriors of rows of which the encoder sees features [B, F + C]."""
         return self.posterior_family.from_outputs(self.encoder(features).to(self.dtype), self.latent_dim)
 

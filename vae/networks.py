@@ -8,17 +8,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from vae.input_layer import InputLayer, OneHot
+
 
 def linear(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Module:
     """Returns one affine map [B, num_inputs] -> [B, num_outputs]; hidden_dims has no meaning here."""
-    return nn.Linear(num_inputs, num_outputs)
+    return InputLayer(num_inputs, num_outputs)
 
 
 def mlp(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Module:
     """Returns affine maps with ReLU between them, [B, num_inputs] -> [B, num_outputs]."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise([num_inputs, *hidden_dims]):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU(inplace=True)]
+        layers += [InputLayer(size_in, size_out) if not layers else nn.Linear(size_in, size_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear([num_inputs, *hidden_dims][-1], num_outputs))
 
 
@@ -27,12 +29,12 @@ class Gated(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
-        self.maps = nn.Linear(num_inputs, 2 * num_outputs)
+        self.maps = InputLayer(num_inputs, 2 * num_outputs)
         for half in self.maps.weight.data.chunk(2):
             nn.init.kaiming_normal_(half)
         nn.init.zeros_(self.maps.bias)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor | Sequence[Tensor | OneHot]) -> Tensor:
         return nn.functional.glu(self.maps(inputs))
 
 
@@ -61,7 +63,7 @@ def residual(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> n
     layers: list[nn.Module] = []
     width = num_inputs
     for number, size in enumerate(hidden_dims):
-        layers += [nn.Linear(width, size)] if number == 0 or size != width else []
+        layers += [InputLayer(width, size) if number == 0 else nn.Linear(width, size)] if number == 0 or size != width else []
         layers.append(Residual(size))
         width = size
     return nn.Sequential(*layers, nn.LayerNorm(width), nn.Linear(width, num_outputs))
