@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vae.host import may_look_at
+
 
 class OneHot(NamedTuple):
     """One-hot columns: a row's features at `places` [B, C] are `there` [B, C], 1, or 0 of a missing cell; its others of all K are 0."""
@@ -29,6 +31,11 @@ def dense(parts: Sequence[Tensor | OneHot]) -> Tensor:
     """Returns features as one matrix, [B, F]."""
     tensors = [part.dense() if isinstance(part, OneHot) else part for part in parts]
     return torch.cat(tensors, 1) if len(tensors) > 1 else tensors[0]
+
+
+def zeros_cost(tensor: Tensor) -> bool:
+    """Whether multiplying zeros takes longer than skipping them where a tensor is: neither on GPUs nor in bfloat16, nor with gradients."""
+    return may_look_at(tensor) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class InputLayer(nn.Linear):

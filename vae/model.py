@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from vae.categories import Categorical
 from vae.checks import check_fields, require_known
 from vae.convolutions import FusedDecoder, FusedEncoder, Image, is_image
-from vae.host import may_look_at
-from vae.input_layer import OneHot, dense
+from vae.input_layer import OneHot, dense, zeros_cost
 from vae.likelihoods import LIKELIHOODS, Likelihood
 from vae.networks import NETWORKS
 from vae.null_pattern import NullPattern
@@ -105,8 +104,7 @@ class VAE(nn.Module):
         num_outputs = sum(self.output_sizes) + self.null_pattern.num_outputs
         sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
         self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
-        # Without gradients, on a CPU: with them products of all features are as fast, and so they are on GPUs.
-        self.skips_zeros = network != "conv" and any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
+        self.has_one_hot = network != "conv" and any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
 
     def _images(self) -> list[tuple[Image, Image, int]]:
@@ -171,7 +169,7 @@ class VAE(nn.Module):
 
     def posterior(self, rows: Rows) -> Posterior:
         """Returns q(z|x), of a conditional model q(z|x,c), with mean and scale [B, L]."""
-        if self.skips_zeros and not torch.is_grad_enabled() and may_look_at(rows.log_jacobian):
+        if self.has_one_hot and zeros_cost(rows.log_jacobian):
             return self.encode(self._parts(rows, self._likelihoods() | self._conditions()))
         return self.encode(self.features(rows))
 
