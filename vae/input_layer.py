@@ -34,7 +34,7 @@ def dense(parts: Sequence[Tensor | OneHot]) -> Tensor:
 
 
 def zeros_cost(tensor: Tensor) -> bool:
-    """Whether multiplying zeros takes longer than skipping them where a tensor is: neither on GPUs nor in bfloat16, nor with gradients."""
+    """Whether multiplying zeros takes longer than skipping them where a tensor is: not on GPUs, in bfloat16, or with gradients."""
     return may_look_at(tensor) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
