@@ -103,15 +103,19 @@ def distributed(
     under_way = {do(actor, None): actor for actor in actors}
     starting = set(under_way)
     num_left = len(waiting)
-    while num_left:
-        (ended,), _ = ray.wait(list(under_way), num_returns=1)
-        actor = under_way.pop(ended)
-        result = outcome(ended)
-        while waiting and sum(other is actor for other in under_way.values()) < UNITS_AHEAD:
-            under_way[do(actor, waiting.popleft())] = actor
-        if ended not in starting:
-            num_left -= 1
-            yield result
+    try:
+        while num_left:
+            (ended,), _ = ray.wait(list(under_way), num_returns=1)
+            actor = under_way.pop(ended)
+            result = outcome(ended)
+            while waiting and sum(other is actor for other in under_way.values()) < UNITS_AHEAD:
+                under_way[do(actor, waiting.popleft())] = actor
+            if ended not in starting:
+                num_left -= 1
+                yield result
+    finally:
+        for reference in under_way:
+            ray.cancel(reference)  # else Ray says that it tries again what the actors are killed over
 
 
 def outcome(reference: ray.ObjectRef) -> Any:

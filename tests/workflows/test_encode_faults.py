@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -118,6 +119,23 @@ def wait_for_work(output: Path, process: psutil.Popen, written: int) -> None:
             if folder.is_dir():
                 seen |= {f"{path.name} {path.stat().st_mtime_ns}" for path in folder.iterdir() if path.is_file() and path.exists()}
         time.sleep(0.002)
+
+
+def test_a_job_that_is_stopped_says_so_and_nothing_of_retries(trained: Trained, ray_address: str, tmp_path: Path) -> None:
+    write_input(tmp_path / "in", pq.read_table(trained.table), 0)
+    log = trained.folder / "log.txt"
+    written = log.stat().st_size if log.exists() else 0
+    with running_job(trained.folder, "encode.py", *options(tmp_path, ray_address)) as process:
+        wait_for_work(tmp_path / "out", process, 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LONG_S) == 75
+    first, *_, last = log.read_bytes()[written:].decode().splitlines()
+    assert "12 of 12 files to do" in first
+    assert last == "stopped; the same command with the same names goes on from what was saved"
+    assert "retr" not in log.read_bytes()[written:].decode()
+    assert run_job(trained.folder, "encode.py", *options(tmp_path, ray_address)).code == 0
+    keys = ds.dataset(tmp_path / "out/model_version=1").to_table()["id"].to_pylist()
+    assert sorted(keys) == sorted(ds.dataset(tmp_path / "in").to_table()["id"].to_pylist())
 
 
 @pytest.mark.slow
