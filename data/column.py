@@ -22,6 +22,8 @@ class Column:
     likelihood: its name where one was named; the model knows what it means.
     log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
     binarize: pixels are drawn anew in every epoch, 255 with probability value / 255, else 0.
+    atoms: of numbers on no grid, values that come so often that each has a probability of its own beside the others' density, and their
+    shares.
     spike: the value on the grid that comes most often, and its share, where that is considerable.
     other: categories that are not listed have one code together, after all listed ones.
     element_nulls: a vector's or image's elements may be missing one by one; element_null_fractions: how often, in lists that are there.
@@ -38,8 +40,8 @@ class Column:
     scale: float = 1.0
     center: float = 0.0
     width: float | None = None
-    lower: int | None = None
-    upper: int | None = None
+    lower: float | None = None
+    upper: float | None = None
     categories: list[Any] = field(default_factory=list)
     other: bool = False
     element_nulls: bool = False
@@ -53,6 +55,7 @@ class Column:
     log_scale: float = 1.0
     binarize: bool = False
     spike: list[float] | None = None
+    atoms: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.integer and self.resolution is None:
@@ -60,13 +63,13 @@ class Column:
 
     @property
     def field_kind(self) -> str:
-        """How the cells are stored, and which default the likelihood has; for numbers: numeric, integer, warped or count."""
+        """How the cells are stored, and which default the likelihood has; for numbers: numeric, spiked, integer, warped or count."""
         if self.kind not in ("numeric", "count", "timestamp"):
             return self.kind
         if self.likelihood in COUNTS:
             return "count"
         if self.resolution is None or self.likelihood in CONTINUOUS:
-            return "numeric"
+            return "spiked" if self.atoms else "numeric"
         return "integer" if self.width is None else "warped"
 
     @property

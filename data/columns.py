@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from data.atoms import atoms_of, without_atoms
 from data.column import Column
 from data.grids import on_grid, relative_rounding, resolution, spike_of
 from data.listing import DataError
@@ -191,11 +192,26 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
             # Where no value is negative, generated ones are not either, as of counts.
             lower = 0 if moments.minimum[0] >= 0 else None
             column = replace(column, resolution=step, off_grid=off, lower=lower, reason=reason)
+        elif atoms := atoms_of(summary):
+            return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         column = replace(column, spike=spike_of(sketch, column.resolution))
     if tails is None:
         return column
     return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
+
+
+def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:
+    """Returns a column of numbers with atoms, standardised by the other numbers."""
+    assert summary.moments is not None
+    rest = without_atoms(summary, atoms)
+    said = ", ".join(f"exactly {atom:g} in {share:.1%} of the values" for atom, share in atoms)
+    least, greatest = float(summary.moments.minimum[0]), float(summary.moments.maximum[0])
+    values = [atom for atom, _ in atoms]
+    lower, upper = least if least in values else 0 if least >= 0 else None, greatest if greatest in values else None
+    column = replace(plain(column, rest), atoms=atoms, lower=lower, upper=upper, reason=f"{column.reason}; {said}")
+    tails = heavy_tails(rest.sketch) if rest.sketch is not None else None
+    return replace(drawn_in(column, rest, *tails), reason=f"{column.reason}; heavy tails, drawn in") if tails else column
 
 
 def plain(column: Column, summary: ColumnSummary) -> Column:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.column import Column
 from data.encoding import TableEncoding
-from data.fields import Field
+from data.fields import DENSITIES, Field, atom_cells
 from data.gaussian import Floats, Gaussian
 from data.jacobians import NUMBERS
 
@@ -52,8 +52,15 @@ class Cells:
                 codes.append(np.where(valid, found.astype(np.int64), -1))
                 sizes += field_sizes
                 continue
+            apart = np.zeros_like(values, np.bool_)
+            if field.kind == "spiked":  # which atom a cell is, or none, is a category; one that is an atom is no number
+                for index, column in enumerate(field.columns):
+                    which = (values[:, [index]] == atom_cells(column)) @ np.arange(1, 1 + len(column.atoms))
+                    codes.append(np.where(valid[:, [index]], which[:, None], -1))
+                    sizes.append(1 + len(column.atoms))
+                    apart[:, index] = which > 0
             for columns, part in numbers_of(field, values.astype(np.float64), generator):
-                there = valid[:, columns]
+                there = valid[:, columns] & ~apart[:, columns]
                 numbers.append(np.where(there, part[0], np.nan))
                 stretch += np.where(there, part[1], 0.0).sum(1)
         return Cells(np.concatenate(numbers, 1), stretch, np.concatenate(codes, 1), sizes)
@@ -81,7 +88,7 @@ def numbers_of(field: Field, cells: Floats, generator: np.random.Generator) -> l
 
 def spread(column: Column, cells: Floats, generator: np.random.Generator) -> tuple[Floats, Floats]:
     """Returns standardised cells of a column of numbers, those on a grid anywhere in their step, and log |dy/dx|."""
-    step = 0.0 if column.field_kind == "numeric" else column.resolution or 1.0
+    step = 0.0 if column.field_kind in DENSITIES else column.resolution or 1.0
     shift = step * (generator.random(cells.shape) - 0.5)
     if column.width is None:
         return cells + shift / column.scale, np.full(cells.shape, -np.log(column.scale))

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.column import Column
+from data.fields import atom_cells
 from data.grids import on_grid
 from data.types import from_ticks, integer_range, is_temporal, ticks_type
 
@@ -32,6 +33,8 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             return values.take(pa.array(cells[:, 0], mask=missing)).cast(storable(kind, column))
         case "numeric" | "count" | "timestamp":
             numbers = unwarped(destandardised(cells[:, 0], column.scale, column.mean[0]), column)
+            for (atom, _), cell in zip(column.atoms, atom_cells(column), strict=True):
+                numbers[cells[:, 0] == cell] = atom
             return numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
         case "vector":
             elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
@@ -54,9 +57,12 @@ def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
 
 
 def supported(numbers: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
-    """Returns numbers as the column has them: not below its range, on its grid (integers are rounded with their type)."""
+    """Returns numbers as the column has them: not below its range, nor beyond an end that is an atom, and on its grid (integers are rounded
+    with their type)."""
     if column.lower is not None:
         numbers = np.maximum(numbers, column.lower)
+    if column.atoms and column.upper is not None:
+        numbers = np.minimum(numbers, column.upper)
     return numbers if column.integer or column.resolution is None else on_grid(numbers, column.resolution)
 
 

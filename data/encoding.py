@@ -1,10 +1,10 @@
 """Arrow rows to compact arrays and back, both ways exact up to float32. No Ray, no torch.
 
-A field is a group of columns stored side by side: "numeric", "integer" (multiples of a step: whole numbers, decimals and points in
-time), "warped" (the same with heavy tails), "boolean", "categorical", and one field for each vector ("vector_0", ..) and image
-("image_0", ..). Scalar columns of another likelihood than the default have fields of their own ("numeric_student_t", "count_poisson",
-..; counts of such a likelihood are stored as they are). Columns that condition the model have such fields of their own
-("condition_numeric", ..), which add nothing to the log-Jacobian.
+A field is a group of columns stored side by side: "numeric", "spiked" (numbers with atoms), "integer" (multiples of a step: whole
+numbers, decimals and points in time), "warped" (the same with heavy tails), "boolean", "categorical", and one field for each vector
+("vector_0", ..) and image ("image_0", ..). Scalar columns of another likelihood than the default have fields of their own
+("numeric_student_t", "count_poisson", ..; counts of such a likelihood are stored as they are). Columns that condition the model have such
+fields of their own ("condition_numeric", ..), which add nothing to the log-Jacobian.
 Arrays: FIELD [B, D], FIELD.valid [B, V] and log_jacobian [B]; B rows, D cells, V = D flags, or 1 where a row's cells are there or
 missing together. Fields of scalar columns are encoded column by column, so their arrays lie in Fortran order.
 """
@@ -163,6 +163,7 @@ OPTIONAL: dict[str, Any] = {
     "spike": None,
     "off_grid": 0.0,
     "element_null_fractions": [],
+    "atoms": [],
 }
 
 

@@ -22,6 +22,8 @@ from data.listing import DataError
 LOG_JACOBIAN = "log_jacobian"
 # Elements that are standardised at once: float64 that a second-level cache holds.
 BLOCK_CELLS = 2**17
+# Fields of numbers that have a density.
+DENSITIES = "numeric", "spiked"
 STORAGE: dict[str, np.dtype[Any]] = {"boolean": np.dtype(np.int8), "categorical": np.dtype(np.int32), "image": np.dtype(np.uint8)}
 
 Arrays = dict[str, NDArray[Any]]
@@ -29,7 +31,8 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Field:
-    """Columns that are stored in one array and share a likelihood. kind: numeric integer warped count boolean categorical vector image.
+    """Columns that are stored in one array and share a likelihood. kind: numeric spiked integer warped count boolean categorical vector
+    image.
 
     likelihood: its name where it is not the kind's default.
     condition: the columns condition the model and have no likelihood; their arrays make features alone.
@@ -97,7 +100,8 @@ def encode_scalar_field(field: Field, batch: Batch) -> None:
 @np.errstate(over="ignore", invalid="ignore")  # null cells hold anything; the others are checked
 def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: NDArray[Any], valid: NDArray[np.bool_]) -> None:
     """Writes standardised cells [D, B], 0 where not valid, and adds the log-Jacobian of the observed cells (of whole numbers: 0)."""
-    for column, array, values, flags in zip(field.columns, columns, cells, valid, strict=True):
+    atoms = np.zeros_like(valid) if field.kind == "spiked" else None
+    for index, (column, array, values, flags) in enumerate(zip(field.columns, columns, cells, valid, strict=True)):
         numbers = raw_numbers(array)
         if column.kind == "count" and len(numbers) and numbers.min() < 0:
             negative = flags & (numbers < 0)
@@ -110,15 +114,43 @@ def encode_numbers(field: Field, columns: list[pa.Array], batch: Batch, cells: N
             batch.refuse_nonfinite(column, int(bad.sum()))
             flags &= ~bad
             values[:] = np.clip(np.where(flags, y, 0.0), -LARGEST_CELL, LARGEST_CELL)  # numbers beyond float32 are its largest cells
+        if atoms is not None:
+            atoms[index] = settle_atoms(column, numbers, values, flags)
         mask_missing(values, flags)
     logs = [log_stretch(column) for column in field.columns]
     if any(logs) and not field.condition:
-        batch.arrays[LOG_JACOBIAN] -= sums_where(valid, logs)
+        batch.arrays[LOG_JACOBIAN] -= sums_where(valid if atoms is None else valid & ~atoms, logs)
+
+
+def settle_atoms(column: Column, numbers: NDArray[Any], cells: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns which of a column's numbers [B] are atoms; cells of others that round to an atom's are moved to the next one."""
+    found = np.zeros(len(numbers), np.bool_)
+    for (atom, _), cell in zip(column.atoms, atom_cells(column), strict=True):
+        here = valid & (numbers == atom)
+        cells[(cells == cell) & ~here] = np.nextafter(cell, np.float32(np.inf))
+        cells[here] = cell
+        found |= here
+    return found
+
+
+def on_atoms(column: Column, cells: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns which cells are a column's atoms."""
+    return np.isin(cells, atom_cells(column))
+
+
+def atom_cells(column: Column) -> NDArray[np.float32]:
+    """Returns the cells of a column's atoms, [A]."""
+    values = np.array([atom for atom, _ in column.atoms])
+    y = values - column.mean[0] if column.width is None else np.arcsinh((values - column.center) / column.width) - column.mean[0]
+    return np.clip(y / column.scale, -LARGEST_CELL, LARGEST_CELL).astype(np.float32)
 
 
 def log_stretch(column: Column) -> float:
-    """Returns what an observed cell takes from the log-density: log of the step that has the mass, or of the scale (and the width)."""
-    if column.field_kind == "numeric":
+    """Returns what an observed cell takes from the log-density: log of the step that has the mass, or of the scale (and the width).
+
+    An atom takes nothing: it has a probability.
+    """
+    if column.field_kind in DENSITIES:
         return math.log(column.scale) + math.log(column.width or 1.0)
     return math.log(column.resolution or 1.0)
 
@@ -131,8 +163,9 @@ def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDA
     else:
         np.subtract(numbers, column.center, out=y, dtype=np.float64)
         y *= 1 / column.width
-        if column.field_kind == "numeric" and not column.condition:
-            batch.arrays[LOG_JACOBIAN] -= np.where(valid & np.isfinite(numbers), np.log(np.hypot(1, y)), 0.0)
+        if column.field_kind in DENSITIES and not column.condition:
+            stretched = valid & np.isfinite(numbers) & ~np.isin(numbers, [atom for atom, _ in column.atoms])
+            batch.arrays[LOG_JACOBIAN] -= np.where(stretched, np.log(np.hypot(1, y)), 0.0)
         np.arcsinh(y, out=y)
         y -= column.mean[0]
     y *= 1 / column.scale

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from data.column import Column
 from data.encoding import TableEncoding
-from data.fields import Field, log_stretch
+from data.fields import DENSITIES, Field, log_stretch, on_atoms
 
-NUMBERS = ("numeric", "integer", "warped", "count")
+NUMBERS = ("numeric", "spiked", "integer", "warped", "count")
 
 
 def column_log_jacobians(encoding: TableEncoding, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
@@ -41,10 +41,10 @@ def field_log_jacobians(field: Field, cells: NDArray[Any], valid: NDArray[np.boo
 
 def stretch(column: Column, cells: NDArray[Any]) -> NDArray[np.float64]:
     """Returns what observed cells [B] of a column of numbers take from the log-density."""
-    constant = np.full(len(cells), log_stretch(column))
-    if column.field_kind != "numeric" or column.width is None:
-        return constant
-    return constant + log_cosh(cells.astype(np.float64) * column.scale + column.mean[0])
+    found = np.full(len(cells), log_stretch(column))
+    if column.field_kind in DENSITIES and column.width is not None:
+        found += log_cosh(cells.astype(np.float64) * column.scale + column.mean[0])
+    return np.where(on_atoms(column, cells), 0.0, found) if column.field_kind == "spiked" else found
 
 
 def log_cosh(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ NAMES = (*CONTINUOUS, *MASSES, *WARPED_MASSES, *COUNTS, *SHADES, "categorical")
 # What a kind of field has where nothing is named, but for vectors of whole numbers and large images.
 DEFAULTS = {
     "numeric": "gaussian",
+    "spiked": "spiked_logistics",
     "integer": "discretised_logistics",
     "warped": "warped_discretised_logistics",
     "boolean": "bernoulli",

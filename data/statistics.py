@@ -39,7 +39,7 @@ class ColumnSummary:
     num_missing_elements: of lists, null or not finite. decimals: the least and the greatest, which float64 may not tell apart.
     sketch: of finite numbers. counts: None for types that are not counted. all_distinct: no value came twice within a leaf.
     first_nonfinite: the file that holds the first NaN or infinity. off_grid: how many floats or decimals have more than 0, 1, ..
-    MAX_PLACES decimal places; none of other types.
+    MAX_PLACES decimal places; none of other types. at_ends: how many floats are the least, and how many the greatest.
     """
 
     num_values: int = 0
@@ -55,6 +55,7 @@ class ColumnSummary:
     all_distinct: bool = True
     first_nonfinite: str | None = None
     off_grid: tuple[int, ...] = (0,) * (MAX_PLACES + 1)
+    at_ends: tuple[int, int] = (0, 0)
 
     @property
     def num_distinct(self) -> float:
@@ -84,6 +85,7 @@ class ColumnSummary:
             self.all_distinct and other.all_distinct,
             self.first_nonfinite or other.first_nonfinite,
             tuple(a + b for a, b in zip(self.off_grid, other.off_grid, strict=True)),
+            merge_ends(self, other),
         )
 
     def finished(self) -> ColumnSummary:
@@ -101,6 +103,18 @@ def merge_moments(a: Moments | None, b: Moments | None) -> Moments | None:
     if a is None or b is None:
         return b if a is None else a
     return a.merge(b) if a.mean.shape == b.mean.shape else a
+
+
+def merge_ends(a: ColumnSummary, b: ColumnSummary) -> tuple[int, int]:
+    """Returns how many of both columns' scalars are the least of all, and the greatest."""
+    if a.moments is None or b.moments is None:
+        return b.at_ends if a.moments is None else a.at_ends
+    (low, high), (other_low, other_high) = ((float(m.minimum[0]), float(m.maximum[0])) for m in (a.moments, b.moments))
+    least, greatest = min(low, other_low), max(high, other_high)
+    return (
+        a.at_ends[0] * (low == least) + b.at_ends[0] * (other_low == least),
+        a.at_ends[1] * (high == greatest) + b.at_ends[1] * (other_high == greatest),
+    )
 
 
 def merge_ranges(a: tuple[Decimal, Decimal] | None, b: tuple[Decimal, Decimal] | None) -> tuple[Decimal, Decimal] | None:
@@ -171,6 +185,9 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
         summary.sketch = QuantileSketch.of(finite)
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             summary.off_grid = off_grid_counts(finite, relative_rounding(column.type))
+        if pa.types.is_floating(column.type):
+            least, greatest = summary.moments.minimum[0], summary.moments.maximum[0]
+            summary.at_ends = int(np.count_nonzero(finite == least)), int(np.count_nonzero(finite == greatest))
     if pa.types.is_decimal(column.type):
         ends = pc.min_max(column.cast(pa.decimal256(MAX_DECIMAL_DIGITS, column.type.scale))).as_py()
         summary.decimals = ends["min"], ends["max"]

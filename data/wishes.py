@@ -120,7 +120,7 @@ def has_greys(summary: ColumnSummary) -> bool:
 
 def with_likelihood(column: Column, summary: ColumnSummary, wish: str) -> Column:
     """Returns a column that can have a likelihood with it."""
-    column = replace(column, likelihood=wish, reason=f"{column.reason}; {wish}, named by model.likelihoods")
+    column = replace(column, likelihood=wish, atoms=[], reason=f"{column.reason}; {wish}, named by model.likelihoods")
     return standardised_for(column, summary) if column.kind in ("numeric", "count", "timestamp") else column
 
 

@@ -5,6 +5,7 @@
 | gaussian | standardised numbers | location (`per_row`: and scale) | scale, per cell or one |
 | student_t | standardised numbers, heavy tails | location | scale, degrees of freedom |
 | logistics | standardised numbers, several modes | weights, locations, scales | the same, as a base |
+| spiked_logistics | standardised numbers, many of them equal to a few | the same, and probabilities of these few | the same |
 | discretised_gaussian | integers, standardised, or uint8 pixels | location | scale |
 | warped_discretised_gaussian | integers with heavy tails, after asinh | location | scale |
 | discretised_logistics | integers, standardised, or uint8 pixels | weights, locations, scales | the same, as a base |
@@ -26,6 +27,7 @@ from vae.continuous import Gaussian, StudentT
 from vae.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae.discretised import DiscretisedGaussian, WarpedDiscretisedGaussian
 from vae.mixtures import DiscretisedLogistics, Logistics, WarpedDiscretisedLogistics
+from vae.spiked import SpikedLogistics
 
 __all__ = ["LIKELIHOODS", "CellDistribution", "Likelihood", "without_missing"]
 
@@ -33,6 +35,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "student_t": StudentT,
     "logistics": Logistics,
+    "spiked_logistics": SpikedLogistics,
     "discretised_gaussian": DiscretisedGaussian,
     "warped_discretised_gaussian": WarpedDiscretisedGaussian,
     "discretised_logistics": DiscretisedLogistics,

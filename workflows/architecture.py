@@ -11,7 +11,7 @@ import pyarrow as pa
 from data.cells import LARGEST_CELL
 from data.column import Column
 from data.encoding import TableEncoding
-from data.fields import Field
+from data.fields import Field, atom_cells
 from data.likelihood_names import default_likelihood
 from vae.convolutions import is_image
 from workflows.checks import ConfigError
@@ -107,12 +107,18 @@ def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
 
 def density(field: Field, name: str) -> dict[str, Any]:
     """Returns what the density of a field of numbers is told; a vector's elements share a scale where rows have none."""
-    if name == "logistics":
+    if name in ("logistics", "spiked_logistics"):
         least = [least_log_scale(column) for column in field.columns for _ in range(column.size)]
-        return {"num_components": NUM_COMPONENTS, "min_log_scale": least}
+        atoms = {"atoms": [atoms_of(column) for column in field.columns]} if name == "spiked_logistics" else {}
+        return {"num_components": NUM_COMPONENTS, "min_log_scale": least} | atoms
     if name == "gaussian_per_row":
         return {"likelihood": "gaussian", "per_row": True}
     return {"shared_scale": True} if field.kind == "vector" else {}
+
+
+def atoms_of(column: Column) -> list[list[float]]:
+    """Returns a column's atoms as they are stored, with their shares."""
+    return [[float(cell), share] for cell, (_, share) in zip(atom_cells(column), column.atoms, strict=True)]
 
 
 def least_log_scale(column: Column) -> float:
@@ -156,7 +162,7 @@ def stored(value: float, column: Column) -> float:
     return (value - column.mean[0]) / column.scale
 
 
-def steps_from_center(end: int, column: Column) -> float:
+def steps_from_center(end: float, column: Column) -> float:
     return float(np.rint((end - column.center) / (column.resolution or 1.0)))
 
 

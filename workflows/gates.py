@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.encoding import TableEncoding
+from data.fields import DENSITIES
 from data.moments import Moments
 from data.split import knows_rows
 from vae.model import VAE
@@ -133,7 +134,9 @@ def types_of(encoding: TableEncoding) -> dict[str, str]:
         kind = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "")
         of_what = column.field_kind
         if column.kind in ("numeric", "count", "timestamp"):
-            of_what = "density" if column.field_kind == "numeric" else f"masses in steps of {column.resolution or 1.0:g}"
+            of_what = "density" if column.field_kind in DENSITIES else f"masses in steps of {column.resolution or 1.0:g}"
+            if column.field_kind == "spiked":
+                of_what += f" but at {', '.join(f'{atom:g}' for atom, _ in column.atoms)}"
         found[column.name] = f"{kind} ({of_what}{', condition' if column.condition else ''})"
     return found
 

@@ -49,6 +49,13 @@ def line() -> Support:
     return Support(torch.sinh(t), torch.cosh(t) * 0.002)
 
 
+def line_and_atoms(*atoms: float) -> Support:
+    """The line, none of whose points is an atom, and the atoms."""
+    points, weights = line()
+    points, order = torch.cat([points, torch.tensor(atoms).double()]).sort()
+    return Support(points, torch.cat([weights, torch.ones(len(atoms)).double()])[order])
+
+
 def levels(largest: float) -> Support:
     """The interval [0, largest] by Gauss and Legendre."""
     nodes, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(300))
@@ -78,6 +85,7 @@ CASES: dict[str, Case] = {
     "student_t shared": Case("student_t", {"size": 1, "shared_scale": True}, line),
     "logistics": Case("logistics", {"size": 1}, line),
     "logistics of 1": Case("logistics", {"size": 1, "num_components": 1, "min_log_scale": [-1.0]}, line),
+    "spikes": Case("spiked_logistics", {"size": 1, "atoms": [[[-1.5, 0.1], [0.3, 0.2]]]}, lambda: line_and_atoms(-1.5, 0.3)),
     "integers": Case(
         "discretised_gaussian",
         {"size": 1} | INTEGERS,

@@ -1,0 +1,50 @@
+"""Atoms: values that so many of a column's floats are exactly equal to that each has a probability, and no density. Float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from data.grids import MIN_SPIKE_SHARE
+from data.sketches import QuantileSketch
+from data.statistics import ColumnSummary
+
+# A float that comes so often is no coincidence, whatever the number of rows.
+MIN_ATOM_VALUES = 10
+# What is left of a sum of squares when the atoms' part is taken away, as a share: below it, it is rounding.
+MIN_REST = 1e-12
+
+
+def atoms_of(summary: ColumnSummary) -> list[list[float]]:
+    """Returns the atoms of a column of floats, ascending, with their shares of the values: of zero, the least and the greatest value those
+    that come often. Others are not looked for: exact values are not counted.
+    """
+    moments, sketch = summary.moments, summary.sketch
+    if moments is None or sketch is None:
+        return []
+    counts = {0.0: int(sketch.counts[sketch.bins == 0].sum())}
+    counts |= dict(zip((float(moments.minimum[0]), float(moments.maximum[0])), summary.at_ends, strict=True))
+    least = max(MIN_ATOM_VALUES, MIN_SPIKE_SHARE * sketch.count)
+    return [[value, count / sketch.count] for value, count in sorted(counts.items()) if count >= least]
+
+
+def without_atoms(summary: ColumnSummary, atoms: Sequence[Sequence[float]]) -> ColumnSummary:
+    """Returns the moments and the sketch of the other values; those of all where nothing is left, or nothing but rounding."""
+    moments, sketch = summary.moments, summary.sketch
+    assert moments is not None
+    assert sketch is not None
+    values, counts = np.array([value for value, _ in atoms]), np.rint(np.array([share for _, share in atoms]) * sketch.count)
+    left = moments.count - counts.sum()
+    if not left[0]:
+        return summary
+    mean = (moments.count * moments.mean - counts @ values) / left
+    squares = moments.squares - counts @ (values - moments.mean) ** 2 - left * (mean - moments.mean) ** 2
+    if not squares[0] > MIN_REST * moments.squares[0]:
+        return summary
+    taken = sketch.counts.copy()
+    for value, count in zip(values, counts, strict=True):
+        taken[sketch.bins == QuantileSketch.of(np.array([value])).bins[0]] -= int(count)
+    rest = QuantileSketch(sketch.bins[taken > 0], taken[taken > 0])
+    return replace(summary, moments=replace(moments, count=left, mean=mean, squares=squares), sketch=rest)

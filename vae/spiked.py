@@ -1,0 +1,92 @@
+"""Numbers with atoms: values that have a probability each, beside a density of all others.
+
+Shapes: S samples, B rows, D cells, A atoms of a cell at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae.cells import uniform_like
+from vae.mixtures import Components, Logistics, LogisticsCells
+
+# Of the atoms together and of the rest: what training rows never held may come.
+MIN_SHARE = 1e-4
+
+
+class SpikedCells(LogisticsCells):
+    """A mixture's density, and log-probabilities [.., B, D, 1 + A]: first that of no atom, then those of the `atoms` [D, A] (NaN: none).
+
+    log_prob is a log-probability on an atom and a log-density elsewhere; sum and integral of both are 1 together.
+    """
+
+    def __init__(self, components: Components, log_shares: Tensor, atoms: Tensor) -> None:
+        super().__init__(components)
+        self.log_shares, self.atoms = log_shares, atoms
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        on_atom = values[..., None] == self.atoms
+        log_share = torch.where(on_atom, self.log_shares[..., 1:], 0.0).sum(-1)
+        return torch.where(on_atom.any(-1), log_share, self.log_shares[..., 0] + super().log_prob(values))
+
+    @property
+    def mean(self) -> Tensor:
+        shares = self.log_shares.exp()
+        return shares[..., 0] * super().mean + (shares[..., 1:] * self.atoms.nan_to_num()).sum(-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Returns one draw of every cell: which atom it is, or none, by inversion, and of none a number of the density."""
+        rest = super().sample(generator)[..., None]
+        sums = self.log_shares.exp().cumsum(-1)
+        chosen = (sums <= uniform_like(rest, generator) * sums[..., -1:]).sum(-1, keepdim=True)
+        return torch.cat([rest, self.atoms.nan_to_num().expand(*rest.shape[:-1], -1)], -1).gather(-1, chosen).squeeze(-1)
+
+
+class SpikedLogistics(Logistics):
+    """Numbers many of which are exactly some values: these have probabilities, the others a mixture of logistics.
+
+    atoms: of each cell, the stored values and their shares of the rows, from which the probabilities start.
+    """
+
+    atoms: Tensor
+    start: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        atoms: Sequence[Sequence[Sequence[float]]],
+        num_components: int = 5,
+        min_log_scale: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(size, num_components, min_log_scale)
+        if len(atoms) != size or not all(atoms):
+            raise ValueError(f"spiked_logistics: atoms of {size} cells are needed, one or more each; they are {atoms}")
+        most = max(map(len, atoms))
+        places, start = torch.full((size, most), torch.nan), torch.full((size, 1 + most), -torch.inf)
+        for cell, found in enumerate(atoms):
+            values, shares = torch.tensor(found, dtype=torch.float32).unbind(1)
+            places[cell, : len(found)] = values
+            start[cell, : 1 + len(found)] = torch.cat([1 - shares.sum(0, keepdim=True), shares]).clamp(min=MIN_SHARE).log()
+        self.register_buffer("atoms", places, persistent=False)
+        self.register_buffer("start", start, persistent=False)
+        self.num_features, self.num_rest = 2 * size, self.num_outputs
+        self.num_outputs += start.numel()
+
+    def features(self, values: Tensor) -> Tensor:
+        """Returns the numbers, and 1 for those on an atom, [B, 2 D]."""
+        on_atom = (values[..., None] == self.atoms).any(-1)
+        return torch.cat([values, on_atom.to(values.dtype)], -1)
+
+    def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
+        return super().observed_features(values, valid.expand(values.shape).repeat(1, 2))
+
+    def cell_of_feature(self) -> Tensor:
+        return torch.arange(self.size).repeat(2)
+
+    def forward(self, outputs: Tensor) -> SpikedCells:
+        rest, shares = torch.split(outputs, [self.num_rest, self.start.numel()], -1)
+        log_shares = torch.log_softmax(self.start + shares.reshape(*shares.shape[:-1], *self.start.shape), -1)
+        return SpikedCells(self.components(rest), log_shares, self.atoms)
