@@ -13,20 +13,26 @@ from data.statistics import ColumnSummary
 
 # A float that comes so often is no coincidence, whatever the number of rows.
 MIN_ATOM_VALUES = 10
+# A column of so many different values at most has no density.
+MAX_FEW = 20
 # What is left of a sum of squares when the atoms' part is taken away, as a share: below it, it is rounding.
 MIN_REST = 1e-12
 
 
 def atoms_of(summary: ColumnSummary) -> list[list[float]]:
-    """Returns the atoms of a column of floats, ascending, with their shares of the values: of zero, the least and the greatest value those
-    that come often. Others are not looked for: exact values are not counted.
+    """Returns the atoms of a column of floats, ascending, with their shares of the values.
+
+    They are the values of at least MIN_SPIKE_SHARE, and all of a column that has few different ones. Zero and the ends are counted
+    exactly, as the others' moments need it: -999 for what is not known is far from them.
     """
-    moments, sketch = summary.moments, summary.sketch
-    if moments is None or sketch is None:
+    entries, moments, sketch = None if summary.repeated is None else summary.repeated.entries, summary.moments, summary.sketch
+    if entries is None or moments is None or sketch is None:
         return []
-    counts = {0.0: int(sketch.counts[sketch.bins == 0].sum())}
+    counts = dict(zip(entries.values.to_numpy().view(np.float64).tolist(), entries.counts.tolist(), strict=True))
+    has_few = len(counts) <= MAX_FEW and sum(counts.values()) == sketch.count
+    counts[0.0] = int(sketch.counts[sketch.bins == 0].sum())
     counts |= dict(zip((float(moments.minimum[0]), float(moments.maximum[0])), summary.at_ends, strict=True))
-    least = max(MIN_ATOM_VALUES, MIN_SPIKE_SHARE * sketch.count)
+    least = max(MIN_ATOM_VALUES, 0 if has_few else MIN_SPIKE_SHARE * sketch.count)
     return [[value, count / sketch.count] for value, count in sorted(counts.items()) if count >= least]
 
 

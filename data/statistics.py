@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from data.grids import MAX_PLACES, off_grid_counts, relative_rounding
 from data.hashing import hash_values
@@ -28,6 +29,10 @@ MAX_DISTINCT = 1_000_000
 MAX_DISTINCT_INTEGERS = 10_000
 MAX_DECIMAL_DIGITS = 76
 Overflow = Literal["approximate", "drop"]
+# So many different floats of a column are counted, the most frequent ones; of a leaf with more those that one in so many rows have.
+MAX_REPEATED = 1000
+# A value that 5 % of the rows have comes again among so many of them, but for once in 10^9 times.
+SAMPLE_VALUES = 512
 # Elements of lists that are summed at once: float64 that a second-level cache holds.
 BLOCK_ELEMENTS = 1 << 16
 
@@ -40,6 +45,7 @@ class ColumnSummary:
     sketch: of finite numbers. counts: None for types that are not counted. all_distinct: no value came twice within a leaf.
     first_nonfinite: the file that holds the first NaN or infinity. off_grid: how many floats or decimals have more than 0, 1, ..
     MAX_PLACES decimal places; none of other types. at_ends: how many floats are the least, and how many the greatest.
+    repeated: of floats, those that come often, by their bits, not all of them counted; None for other types.
     """
 
     num_values: int = 0
@@ -56,6 +62,7 @@ class ColumnSummary:
     first_nonfinite: str | None = None
     off_grid: tuple[int, ...] = (0,) * (MAX_PLACES + 1)
     at_ends: tuple[int, int] = (0, 0)
+    repeated: ValueCounts | None = None
 
     @property
     def num_distinct(self) -> float:
@@ -86,11 +93,13 @@ class ColumnSummary:
             self.first_nonfinite or other.first_nonfinite,
             tuple(a + b for a, b in zip(self.off_grid, other.off_grid, strict=True)),
             merge_ends(self, other),
+            merged(self.repeated, other.repeated),
         )
 
     def finished(self) -> ColumnSummary:
         """Returns this summary with counts that are cheap to read."""
-        return self if self.counts is None else replace(self, counts=self.counts.finished())
+        counts, repeated = (None if part is None else part.finished() for part in (self.counts, self.repeated))
+        return replace(self, counts=counts, repeated=repeated)
 
 
 def merged(a: Any, b: Any) -> Any:
@@ -109,12 +118,10 @@ def merge_ends(a: ColumnSummary, b: ColumnSummary) -> tuple[int, int]:
     """Returns how many of both columns' scalars are the least of all, and the greatest."""
     if a.moments is None or b.moments is None:
         return b.at_ends if a.moments is None else a.at_ends
-    (low, high), (other_low, other_high) = ((float(m.minimum[0]), float(m.maximum[0])) for m in (a.moments, b.moments))
-    least, greatest = min(low, other_low), max(high, other_high)
-    return (
-        a.at_ends[0] * (low == least) + b.at_ends[0] * (other_low == least),
-        a.at_ends[1] * (high == greatest) + b.at_ends[1] * (other_high == greatest),
-    )
+    least, other = a.moments.minimum[0], b.moments.minimum[0]
+    first = a.at_ends[0] * int(least <= other) + b.at_ends[0] * int(other <= least)
+    greatest, other = a.moments.maximum[0], b.moments.maximum[0]
+    return first, a.at_ends[1] * int(greatest >= other) + b.at_ends[1] * int(other >= greatest)
 
 
 def merge_ranges(a: tuple[Decimal, Decimal] | None, b: tuple[Decimal, Decimal] | None) -> tuple[Decimal, Decimal] | None:
@@ -186,11 +193,25 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             summary.off_grid = off_grid_counts(finite, relative_rounding(column.type))
         if pa.types.is_floating(column.type):
-            least, greatest = summary.moments.minimum[0], summary.moments.maximum[0]
-            summary.at_ends = int(np.count_nonzero(finite == least)), int(np.count_nonzero(finite == greatest))
+            ends = summary.moments.minimum[0], summary.moments.maximum[0]
+            summary.at_ends = int(np.count_nonzero(finite == ends[0])), int(np.count_nonzero(finite == ends[1]))
+            summary.repeated = repeated_values(finite)
     if pa.types.is_decimal(column.type):
         ends = pc.min_max(column.cast(pa.decimal256(MAX_DECIMAL_DIGITS, column.type.scale))).as_py()
         summary.decimals = ends["min"], ends["max"]
+
+
+def repeated_values(values: NDArray[np.float64]) -> ValueCounts:
+    """Returns how often the values [n], n >= 1, come, by their bits: of none where all of a sample differ, of the frequent ones where many
+    do."""
+    few = values[:: -(-len(values) // SAMPLE_VALUES)]
+    bits = (values[:0] if len(np.unique(few)) == len(few) else values + 0.0).view(np.int64)  # no negative zero
+    found = pc.value_counts(pa.array(bits, pa.int64()))
+    entries = Entries(found.field("values"), found.field("counts").to_numpy())
+    if len(entries.counts) > MAX_REPEATED:
+        often = entries.counts * MAX_REPEATED >= len(values)
+        entries = Entries(entries.values.filter(pa.array(often)), entries.counts[often])
+    return ValueCounts(MAX_REPEATED, "approximate", (), 0, int(entries.counts.sum()), 0).limited(entries)
 
 
 def summarise_lists(column: pa.ChunkedArray, summary: ColumnSummary) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,13 @@ def decide(values: Any, kind: pa.DataType | None = None) -> tuple[TableEncoding,
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32()], ids=str)
-def test_zero_and_the_ends_are_atoms_where_they_come_often(kind: pa.DataType) -> None:
+def test_values_that_come_often_are_atoms(kind: pa.DataType) -> None:
     x = np.clip(numbers(), -1.0, 1.5)
-    x[:200] = 0.0
+    x[:200], x[200:400] = 0.0, 0.125
     _, column = decide(x, kind)
     assert column.field_kind == "spiked"
-    assert [atom for atom, _ in column.atoms] == [-1.0, 0.0, 1.5]
-    assert [share for _, share in column.atoms] == pytest.approx([float((x == atom).mean()) for atom in (-1.0, 0.0, 1.5)])
+    assert [atom for atom, _ in column.atoms] == [-1.0, 0.0, 0.125, 1.5]
+    assert [share for _, share in column.atoms] == pytest.approx([float((x == atom).mean()) for atom, _ in column.atoms])
     assert (column.lower, column.upper) == (-1.0, 1.5)
     assert f"exactly 1.5 in {(x == 1.5).mean():.1%} of the values" in column.reason
 
@@ -74,10 +75,42 @@ def test_columns_on_a_grid_and_named_densities_have_no_atoms() -> None:
 
 
 @settings(max_examples=60)
+@given(leaves=st.integers(1, 20), shares=st.lists(st.floats(0.07, 0.3), min_size=1, max_size=3), seed=st.integers(0, 9))
+def test_atoms_are_found_in_any_number_of_leaves_with_about_their_shares(leaves: int, shares: list[float], seed: int) -> None:
+    x = numbers(seed)
+    ends = np.cumsum([0, *(math.ceil(share * N) for share in shares)])
+    for atom, (begin, end) in enumerate(pairwise(ends.tolist())):
+        x[begin:end] = atom / 3
+    atoms = atoms_of(summary_of(np.random.default_rng(seed).permutation(x), leaves=leaves))
+    assert [value for value, _ in atoms] == [atom / 3 for atom in range(len(shares))]
+    assert [share for _, share in atoms] == pytest.approx([int(end - begin) / N for begin, end in pairwise(ends)], abs=0.01)
+
+
+@settings(max_examples=60)
 @given(leaves=st.integers(1, 40), rounded=st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.1, 2.5, 1 / 3]), min_size=1, max_size=60))
 def test_ends_are_counted_the_same_in_any_number_of_leaves(leaves: int, rounded: list[float]) -> None:
     found, x = summary_of(rounded, leaves=leaves), np.array(rounded)
     assert found.at_ends == ((x == x.min()).sum(), (x == x.max()).sum())
+
+
+@pytest.mark.parametrize("leaves", [1, 7, 40])
+def test_sentinels_leave_the_others_moments_alone_however_the_table_is_sorted(leaves: int) -> None:
+    x = np.sort(np.where(numbers(1) < 0.3, -999.0, 20 + numbers()))
+    summary = summary_of(x, leaves=leaves)
+    atoms = atoms_of(summary)
+    assert atoms == [[-999.0, float((x == -999).mean())]]
+    left = without_atoms(summary, atoms).moments
+    assert left is not None
+    assert (left.mean[0], left.squares[0] / left.count[0]) == pytest.approx((x[x > 0].mean(), x[x > 0].var()), rel=1e-6)
+
+
+def test_a_column_of_few_values_has_no_density_whatever_their_shares() -> None:
+    """Numbers that someone standardised, of a scale of four: half a percent of them are the least."""
+    x = np.random.default_rng(0).choice([-2.1266, -0.4932, 1.1400, 2.7733], N, p=[0.005, 0.5, 0.4, 0.095]) / 3
+    x[:10] = x.min()
+    _, column = decide(x)
+    assert [atom for atom, _ in column.atoms] == np.unique(x).tolist()
+    assert sum(share for _, share in column.atoms) == pytest.approx(1)
 
 
 @settings(max_examples=60)

@@ -40,15 +40,18 @@ def bits(summary: TableSummary) -> dict[str, Any]:
 
 
 def column_bits(column: ColumnSummary) -> dict[str, Any]:
-    record = {name: value for name, value in vars(column).items() if name not in ("moments", "sketch", "counts", "distinct")}
-    entries = column.counts.entries if column.counts else None
+    parts = ("moments", "sketch", "counts", "distinct", "repeated")
+    record = {name: value for name, value in vars(column).items() if name not in parts}
+    entries, repeated = (part.entries if part else None for part in (column.counts, column.repeated))
     arrays = {
         "moments": list(vars(column.moments).values()) if column.moments else [],
         "sketch": [column.sketch.bins, column.sketch.counts] if column.sketch else [],
         "distinct": [column.distinct.registers] if column.distinct else [],
         "counts": [entries.counts] if entries else [],
+        "repeated": [repeated.counts] if repeated else [],
     }
-    return record | {name: [array.tobytes() for array in found] for name, found in arrays.items()} | {"values": entries and entries.values}
+    values = {"values": entries and entries.values, "repeated_values": repeated and repeated.values}
+    return record | {name: [array.tobytes() for array in found] for name, found in arrays.items()} | values
 
 
 def write(folder: Path, tables: Sequence[pa.Table], row_group_size: int = 1000) -> Table:

@@ -20,6 +20,7 @@ import data.statistics
 from data.moments import Moments
 from data.statistics import ColumnSummary, TableSummary, merge_all, summarise, summarise_table
 from data.types import to_float64
+from data.value_counts import ValueCounts
 
 numbers = st.floats(-1e6, 1e6)
 maybe_numbers = st.one_of(st.none(), numbers)
@@ -40,13 +41,18 @@ def moments(summary: ColumnSummary) -> Moments:
 
 def counted(summary: ColumnSummary) -> dict[Any, int] | None:
     """Returns how often each value was counted, None where that is not known."""
-    entries = summary.counts.entries if summary.counts is not None else None
+    return counts_of(summary.counts)
+
+
+def counts_of(counts: ValueCounts | None) -> dict[Any, int] | None:
+    entries = counts.entries if counts is not None else None
     return None if entries is None else dict(zip(entries.values.to_pylist(), entries.counts.tolist(), strict=True))
 
 
 def plain(summary: ColumnSummary) -> dict[str, Any]:
     """Returns the summary as bytes and Python values, so that == compares every bit."""
-    record = {name: value for name, value in vars(summary).items() if name not in ("moments", "sketch", "counts", "distinct")}
+    parts = ("moments", "sketch", "counts", "distinct", "repeated")
+    record = {name: value for name, value in vars(summary).items() if name not in parts} | {"repeated": counts_of(summary.repeated)}
     arrays = {
         "moments": list(vars(summary.moments).values()) if summary.moments else [],
         "sketch": [summary.sketch.bins, summary.sketch.counts] if summary.sketch else [],
@@ -344,12 +350,13 @@ def test_quantiles_are_those_of_the_values_to_a_64th(leaves: list[list[float]], 
 def test_the_integer_parts_do_not_depend_on_the_leaves_and_all_parts_not_on_the_run(
     kind: pa.DataType, numbers: list[int | None], cuts: list[int]
 ) -> None:
-    """Moments are floating point: they are the same for the same leaves in the same order, which the table alone decides."""
+    """Moments are floating point, and what comes again is looked for in leaves: both are the same for the same leaves in the same order,
+    which the table alone decides."""
     table = column_of(kind, numbers)
     edges = [0, *sorted(min(cut, len(numbers)) for cut in cuts), len(numbers)]
     leaves = [summarise(table.slice(a, b - a)) for a, b in pairwise(edges)]
     found, whole = plain(merged(leaves)), plain(summarise(table))
-    apart = {"moments", "all_distinct"}
+    apart = {"moments", "all_distinct", "repeated"}
     assert {name: value for name, value in found.items() if name not in apart} == {n: v for n, v in whole.items() if n not in apart}
     assert plain(merged([copy.deepcopy(summary) for summary in leaves])) == found
 

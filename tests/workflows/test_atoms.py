@@ -78,9 +78,7 @@ def test_generated_rows_have_the_atoms_where_real_ones_do(table: pa.Table, encod
     assert (rain[wet] > 0).mean() - (rain[~wet] > 0).mean() > 0.6
 
 
-def test_the_bound_is_below_the_exact_log_likelihood_and_above_the_baselines(
-    table: pa.Table, encoding: TableEncoding, model: VAE
-) -> None:
+def test_the_bound_is_below_the_exact_log_likelihood_and_above_the_baselines(table: pa.Table, encoding: TableEncoding, model: VAE) -> None:
     arrays = encoding.encode(table, "here")
     rows = Rows.from_arrays(arrays)
     with torch.no_grad():
