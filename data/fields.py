@@ -139,10 +139,13 @@ def on_atoms(column: Column, cells: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def atom_cells(column: Column) -> NDArray[np.float32]:
-    """Returns the cells of a column's atoms, [A]."""
+    """Returns the cells of a column's atoms, [A], ascending as they are; of those that round to one cell, the next ones."""
     values = np.array([atom for atom, _ in column.atoms])
     y = values - column.mean[0] if column.width is None else np.arcsinh((values - column.center) / column.width) - column.mean[0]
-    return np.clip(y / column.scale, -LARGEST_CELL, LARGEST_CELL).astype(np.float32)
+    cells: NDArray[np.float32] = np.clip(y / column.scale, -LARGEST_CELL, LARGEST_CELL).astype(np.float32)
+    for index in range(1, len(cells)):
+        cells[index] = max(cells[index], np.nextafter(cells[index - 1], np.float32(np.inf)))
+    return cells
 
 
 def log_stretch(column: Column) -> float:

@@ -179,6 +179,16 @@ def test_a_number_whose_cell_would_be_an_atoms_is_no_atom() -> None:
     assert arrays[LOG_JACOBIAN].tolist() == [0.0, pytest.approx(-math.log(column.scale)), 0.0]
 
 
+def test_atoms_that_float32_cannot_tell_apart_are_told_apart() -> None:
+    x = np.concatenate([np.zeros(300), np.full(300, 1e-9), np.full(300, 2e-9), 100 + numbers()])
+    encoding, column = decide(x)
+    assert [atom for atom, _ in column.atoms] == [0.0, 1e-9, 2e-9]
+    arrays = encoding.encode(pa.table({"x": x[[0, 300, 600, 900]]}), "here")
+    back = encoding.decode_column("x", arrays["spiked"], np.ones(4, np.bool_)).to_pylist()
+    assert back == [0.0, 1e-9, 2e-9, pytest.approx(x[900])]
+    assert (arrays[LOG_JACOBIAN][:3] == 0).all()
+
+
 def test_numbers_beyond_an_end_that_is_an_atom_come_out_as_it() -> None:
     encoding, column = decide(np.clip(numbers(), -1.0, 1.5))
     cells = ((np.array([-3.0, 0.2, 9.0]) - column.mean[0]) / column.scale).astype(np.float32)[:, None]
