@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from data.columns import Rules, decide_columns
+from data.conditions import conditioned
 from data.correlated import Cells, CorrelatedColumns
 from data.encoding import TableEncoding
 from data.statistics import summarise_table
@@ -62,6 +65,20 @@ def test_a_column_has_the_mass_one_in_data_units(encoding: TableEncoding) -> Non
     p = model.likelihood(z.expand(len(x), -1)).log_prob(encoded).exp().double().numpy()
     assert p[4001] == pytest.approx(0.6, abs=0.15)
     assert p[4001] + np.trapezoid(p[:4001], x[:4001]) + np.trapezoid(p[4002:], x[4002:]) == pytest.approx(1, abs=2e-3)
+
+
+def test_as_a_condition_a_column_with_atoms_makes_features_alone(table: pa.Table, encoding: TableEncoding) -> None:
+    told = replace(encoding, columns=tuple(conditioned(encoding.columns, ("rain",))))
+    model, arrays = VAE(**architecture(told, ModelConfig(2, [8]))), told.encode(table, "here")
+    rows = Rows.from_arrays(arrays)
+    condition = model.condition(rows)
+    assert condition is not None
+    rain = table["rain"].to_numpy(zero_copy_only=False)
+    assert condition.shape == (NUM_ROWS, 3)  # the number, whether it is an atom, whether it is there
+    np.testing.assert_array_equal(condition[:, 1:].numpy(), np.stack([rain == 0, ~np.isnan(rain)], 1))
+    assert [name for name, _ in model.conditions.named_parameters()] == []
+    dry = told.encode(table.set_column(1, "rain", pa.nulls(NUM_ROWS, pa.float64())), "here")
+    np.testing.assert_array_equal(dry["log_jacobian"], arrays["log_jacobian"])
 
 
 def test_generated_rows_have_the_atoms_where_real_ones_do(table: pa.Table, encoding: TableEncoding, model: VAE) -> None:
