@@ -15,6 +15,8 @@ from vae.mixtures import Components, Logistics, LogisticsCells
 
 # Of the atoms together and of the rest: what training rows never held may come.
 MIN_SHARE = 1e-4
+# Scores are bounded for their differences to be finite, and sums of these with a log-density.
+MAX_SCORE = 1e30
 
 
 class SpikedCells(LogisticsCells):
@@ -88,5 +90,6 @@ class SpikedLogistics(Logistics):
 
     def forward(self, outputs: Tensor) -> SpikedCells:
         rest, shares = torch.split(outputs, [self.num_rest, self.start.numel()], -1)
-        log_shares = torch.log_softmax(self.start + shares.reshape(*shares.shape[:-1], *self.start.shape), -1)
+        scores = shares.reshape(*shares.shape[:-1], *self.start.shape).clamp(-MAX_SCORE, MAX_SCORE)
+        log_shares = torch.log_softmax(self.start + scores, -1)
         return SpikedCells(self.components(rest), log_shares, self.atoms)

@@ -61,6 +61,18 @@ def test_neither_the_density_nor_its_gradient_depends_on_rows_at_an_atom() -> No
     assert (found.location.grad == 0).all()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.7, 3.0e38])
+def test_scores_at_the_ends_of_float32_leave_everything_finite(value: float) -> None:
+    found = SpikedLogistics(1, [[[0.0, 0.5]]])
+    for signs in ((1.0, -1.0), (-1.0, 1.0)):
+        said = torch.zeros(1, found.num_outputs)
+        said[0, found.num_rest :] = 3.4e38 * torch.tensor(signs)
+        said.requires_grad_()
+        log_prob = found(said).log_prob(torch.tensor([[value]]))
+        assert log_prob.isfinite().all()
+        assert torch.autograd.grad(log_prob.sum(), said)[0].isfinite().all()
+
+
 def test_the_encoder_sees_the_number_and_whether_it_is_an_atom() -> None:
     found = likelihood().float()
     values = torch.tensor([[0.0, 0.0], [1.0, 2.0], [torch.nan, 3.0]])
