@@ -196,22 +196,27 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         column = replace(column, spike=spike_of(sketch, column.resolution))
-    if tails is None:
-        return column
-    return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
+    return with_tails(column, summary, tails)
 
 
 def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:
     """Returns a column of numbers with atoms, standardised by the other numbers."""
-    assert summary.moments is not None
     rest = without_atoms(summary, atoms)
+    assert summary.moments is not None
+    assert rest.sketch is not None
     said = ", ".join(f"exactly {atom:g} in {share:.1%} of the values" for atom, share in atoms)
     least, greatest = float(summary.moments.minimum[0]), float(summary.moments.maximum[0])
     values = [atom for atom, _ in atoms]
     lower, upper = least if least in values else 0 if least >= 0 else None, greatest if greatest in values else None
     column = replace(plain(column, rest), atoms=atoms, lower=lower, upper=upper, reason=f"{column.reason}; {said}")
-    tails = heavy_tails(rest.sketch) if rest.sketch is not None else None
-    return replace(drawn_in(column, rest, *tails), reason=f"{column.reason}; heavy tails, drawn in") if tails else column
+    return with_tails(column, rest, heavy_tails(rest.sketch))
+
+
+def with_tails(column: Column, summary: ColumnSummary, tails: tuple[float, float] | None) -> Column:
+    """Returns a column with its tails drawn in by the asinh of a center and a width; None: as it is."""
+    if tails is None:
+        return column
+    return replace(drawn_in(column, summary, *tails), reason=f"{column.reason}; heavy tails, drawn in")
 
 
 def plain(column: Column, summary: ColumnSummary) -> Column:

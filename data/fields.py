@@ -140,12 +140,18 @@ def on_atoms(column: Column, cells: NDArray[Any]) -> NDArray[np.bool_]:
 
 def atom_cells(column: Column) -> NDArray[np.float32]:
     """Returns the cells of a column's atoms, [A], ascending as they are; of those that round to one cell, the next ones."""
-    values = np.array([atom for atom, _ in column.atoms])
-    y = values - column.mean[0] if column.width is None else np.arcsinh((values - column.center) / column.width) - column.mean[0]
-    cells: NDArray[np.float32] = np.clip(y / column.scale, -LARGEST_CELL, LARGEST_CELL).astype(np.float32)
+    y = [stored(atom, column) for atom, _ in column.atoms]
+    cells: NDArray[np.float32] = np.clip(y, -LARGEST_CELL, LARGEST_CELL).astype(np.float32)
     for index in range(1, len(cells)):
         cells[index] = max(cells[index], np.nextafter(cells[index - 1], np.float32(np.inf)))
     return cells
+
+
+def stored(value: float, column: Column) -> float:
+    """Returns a number as a column of numbers stores it, but for float32's rounding."""
+    if column.width is not None:
+        value = math.asinh((value - column.center) / column.width)
+    return (value - column.mean[0]) / column.scale
 
 
 def log_stretch(column: Column) -> float:
@@ -167,7 +173,9 @@ def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDA
         np.subtract(numbers, column.center, out=y, dtype=np.float64)
         y *= 1 / column.width
         if column.field_kind in DENSITIES and not column.condition:
-            stretched = valid & np.isfinite(numbers) & ~np.isin(numbers, [atom for atom, _ in column.atoms])
+            stretched = valid & np.isfinite(numbers)
+            if column.atoms:
+                stretched &= ~np.isin(numbers, [atom for atom, _ in column.atoms])
             batch.arrays[LOG_JACOBIAN] -= np.where(stretched, np.log(np.hypot(1, y)), 0.0)
         np.arcsinh(y, out=y)
         y -= column.mean[0]

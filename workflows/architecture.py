@@ -11,7 +11,7 @@ import pyarrow as pa
 from data.cells import LARGEST_CELL
 from data.column import Column
 from data.encoding import TableEncoding
-from data.fields import Field, atom_cells
+from data.fields import Field, atom_cells, stored
 from data.likelihood_names import default_likelihood
 from vae.convolutions import is_image
 from workflows.checks import ConfigError
@@ -109,14 +109,14 @@ def density(field: Field, name: str) -> dict[str, Any]:
     """Returns what the density of a field of numbers is told; a vector's elements share a scale where rows have none."""
     if name in ("logistics", "spiked_logistics"):
         least = [least_log_scale(column) for column in field.columns for _ in range(column.size)]
-        atoms = {"atoms": [atoms_of(column) for column in field.columns]} if name == "spiked_logistics" else {}
+        atoms = {"atoms": [stored_atoms(column) for column in field.columns]} if name == "spiked_logistics" else {}
         return {"num_components": NUM_COMPONENTS, "min_log_scale": least} | atoms
     if name == "gaussian_per_row":
         return {"likelihood": "gaussian", "per_row": True}
     return {"shared_scale": True} if field.kind == "vector" else {}
 
 
-def atoms_of(column: Column) -> list[list[float]]:
+def stored_atoms(column: Column) -> list[list[float]]:
     """Returns a column's atoms as they are stored, with their shares."""
     return [[float(cell), share] for cell, (_, share) in zip(atom_cells(column), column.atoms, strict=True)]
 
@@ -153,13 +153,6 @@ def spikes(columns: tuple[Column, ...], name: str) -> dict[str, Any]:
     if not name.endswith("logistics") or not any(c.spike for c in columns):
         return {}
     return {"spikes": [None if c.spike is None else [stored(c.spike[0], c), c.spike[1]] for c in columns]}
-
-
-def stored(value: float, column: Column) -> float:
-    """Returns a number as the encoding stores it."""
-    if column.width is not None:
-        value = math.asinh((value - column.center) / column.width)
-    return (value - column.mean[0]) / column.scale
 
 
 def steps_from_center(end: float, column: Column) -> float:

@@ -9,18 +9,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data.columns import Rules, decide_columns
 from data.conditions import conditioned
 from data.correlated import Cells, CorrelatedColumns
 from data.encoding import TableEncoding
-from data.statistics import summarise_table
+from tests.small_models import encoding_of, small_model
 from vae import VAE, Rows
-from vae.objective import Loss, Objective
 from workflows.architecture import architecture
 from workflows.generation import RowGenerator
 from workflows.model_config import ModelConfig
 
-NUM_ROWS, NUM_STEPS = 3000, 400
+NUM_ROWS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +34,12 @@ def table() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def encoding(table: pa.Table) -> TableEncoding:
-    summary = summarise_table(table, (table.num_rows, 0, 0))
-    return TableEncoding(table.schema, tuple(decide_columns(table.schema, summary, None, {}, Rules())), None)
+    return encoding_of(table)
 
 
 @pytest.fixture(scope="module")
 def model(table: pa.Table, encoding: TableEncoding) -> VAE:
-    rows = Rows.from_arrays(encoding.encode(table, "here"))
-    torch.manual_seed(0)
-    model = VAE(**architecture(encoding, ModelConfig(4, [64])))
-    loss, adam, g = Loss(model, Objective()), torch.optim.Adam(model.parameters(), 5e-3), torch.Generator().manual_seed(0)
-    for _ in range(NUM_STEPS):
-        adam.zero_grad()
-        torch.autograd.backward(loss(rows, torch.randn(NUM_ROWS, 4, generator=g), 1.0)[0] / NUM_ROWS)
-        adam.step()
-    return model.eval()
+    return small_model(encoding, table, 5e-3)
 
 
 @torch.no_grad()

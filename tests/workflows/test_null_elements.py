@@ -6,19 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 
-from data.columns import Rules, decide_columns
-from data.encoding import TableEncoding
 from data.marginals import marginals, summarise_rows
-from data.statistics import summarise_table
-from vae import VAE, Rows
-from vae.objective import Loss, Objective
-from workflows.architecture import architecture
+from tests.small_models import encoding_of, small_model
 from workflows.generation import RowGenerator
-from workflows.model_config import ModelConfig
 
-NUM_ROWS, NUM_STEPS = 3000, 400
+NUM_ROWS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +28,8 @@ def table() -> pa.Table:
 @pytest.fixture(scope="module")
 def made(table: pa.Table) -> pa.Table:
     encoding = encoding_of(table)
-    rows = Rows.from_arrays(encoding.encode(table, "here"))
-    torch.manual_seed(0)
-    model = VAE(**architecture(encoding, ModelConfig(4, [64])))
-    loss, adam, g = Loss(model, Objective()), torch.optim.Adam(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
-    for _ in range(NUM_STEPS):
-        adam.zero_grad()
-        torch.autograd.backward(loss(rows, torch.randn(NUM_ROWS, 4, generator=g), 1.0)[0] / NUM_ROWS)
-        adam.step()
-    return RowGenerator(model.eval(), encoding.to_json() | {"null_pattern": True}, 4096, 0, None).chunk(0)
-
-
-def encoding_of(table: pa.Table) -> TableEncoding:
-    summary = summarise_table(table, (table.num_rows, 0, 0))
-    return TableEncoding(table.schema, tuple(decide_columns(table.schema, summary, None, {}, Rules())), None)
+    model = small_model(encoding, table, 1e-2)
+    return RowGenerator(model, encoding.to_json() | {"null_pattern": True}, 4096, 0, None).chunk(0)
 
 
 def test_lists_and_their_elements_are_null_as_often_as_real_ones(table: pa.Table, made: pa.Table) -> None:
