@@ -21,6 +21,8 @@ from data.statistics import ColumnSummary, TableSummary
 from data.types import integer_range, is_list, is_number, is_temporal, is_text
 from data.widening import unsuitable, without_dictionary
 
+# Values with probabilities of their own that a column's reason names.
+MAX_ATOMS_NAMED = 4
 # Integers with at most this many different values are codes more often than quantities.
 MAX_INTEGER_CATEGORIES = 20
 # Text of which this share of the values differs is free text: a category says something only where it comes again.
@@ -204,7 +206,8 @@ def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float
     rest = without_atoms(summary, atoms)
     assert summary.moments is not None
     assert rest.sketch is not None
-    said = ", ".join(f"exactly {atom:g} in {share:.1%} of the values" for atom, share in atoms)
+    said = ", ".join(f"exactly {atom:g} in {share:.1%} of the values" for atom, share in atoms[:MAX_ATOMS_NAMED])
+    said += f", and {len(atoms) - MAX_ATOMS_NAMED} such values more" if len(atoms) > MAX_ATOMS_NAMED else ""
     least, greatest = float(summary.moments.minimum[0]), float(summary.moments.maximum[0])
     values = [atom for atom, _ in atoms]
     lower, upper = least if least in values else 0 if least >= 0 else None, greatest if greatest in values else None

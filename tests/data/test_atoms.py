@@ -55,6 +55,12 @@ def test_values_that_come_often_are_atoms(kind: pa.DataType) -> None:
     assert f"exactly 1.5 in {(x == 1.5).mean():.1%} of the values" in column.reason
 
 
+def test_four_atoms_are_named_and_the_others_counted() -> None:
+    _, column = decide(np.repeat(np.arange(7) / 7, 20))
+    assert len(column.atoms) == 7
+    assert column.reason.endswith("exactly 0.428571 in 14.3% of the values, and 3 such values more")
+
+
 def test_few_equal_values_make_no_atom() -> None:
     x = numbers()
     x[:99] = 0.0  # of 2,000: below 5 %
