@@ -19,8 +19,9 @@ from data.plan import NOISE_ROWS, Plan, Stretch, Window
 from vae.model import VAE
 from vae.rows import Rows
 
-# Rows of several steps, and their noise, made at once: a few calls for many steps, and memory that stays small beside the rows held.
-STRETCH_BYTES = 2**25
+# Rows of several steps, and their noise, made at once: a few calls for many steps, and memory that stays small beside the rows held. The
+# host waits for a GPU at the end of each, so there they are longer.
+STRETCH_BYTES, GPU_STRETCH_BYTES = 2**23, 2**25
 EVALUATION_ROWS = 1024
 # The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.
 EVALUATION_EPOCH = 2**31
@@ -204,7 +205,8 @@ def training_stretches(
     noise = Noise(plan, epoch, shape, lambda seed, size: standard_normal(seed, size, model))
     pixels = Noise(plan, epoch, (model.num_binarised,), lambda seed, size: uniform(seed, size, model), stream=1)
     row_bytes = rows.bytes_per_row + math.prod(shape) * model.dtype.itemsize + model.num_binarised * torch.float32.itemsize
-    for stretch in plan.stretches(shards, num_workers * max(1, STRETCH_BYTES // row_bytes), first):
+    max_bytes = GPU_STRETCH_BYTES if model.device.type == "cuda" else STRETCH_BYTES
+    for stretch in plan.stretches(shards, num_workers * max(1, max_bytes // row_bytes), first):
         gathered = gather(stretch).to(model.device)
         if model.binarised:
             gathered = binarised(gathered, model, pixels.of(stretch, shards))
