@@ -16,8 +16,9 @@ class Column:
     mean: per element for a vector, else one number; with `scale` it standardises float64 cells: y = (x - mean) / scale.
     width: of a heavy-tailed column, whose cells are u = asinh((x - center) / width) before they are standardised.
     integer: the values are whole numbers by their type.
-    resolution: the step of which values are multiples (1 of integers), so that each is given the mass of its interval and not a
-    density; None for numbers on no such grid. off_grid: the share of those that are none; each has the mass of the step around it.
+    resolution: the step of the grid that values lie on (1 of integers), so that each is given the mass of its interval and not a
+    density; None for numbers on no grid. origin: a number on the grid; 0 where values are multiples of the step. off_grid: the share of
+    those that are not on it; each has the mass of the step around it.
     lower and upper: the ends of their range, None for no end.
     likelihood: its name where one was named; the model knows what it means.
     log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
@@ -49,6 +50,7 @@ class Column:
     constant: Any = None
     condition: bool = False
     resolution: float | None = None
+    origin: float = 0.0
     off_grid: float = 0.0
     likelihood: str | None = None
     log_mean: float = 0.0

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from data.atoms import atoms_of, without_atoms
+from data.atoms import MAX_FEW, atoms_of, without_atoms
 from data.column import Column
 from data.grids import on_grid, relative_rounding, resolution, spike_of
+from data.lattices import Lattice, counted_values, is_coarser, lattice_of, spike_on
 from data.listing import DataError
 from data.overrides import ColumnOverrideError, can_be, check_overrides
 from data.scales import heavy_tails, usable, warped_moments
@@ -187,18 +188,28 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         least, most = integer_range(values)
         column = replace(column, lower=0 if kind == "count" else least, upper=most)
     else:
-        found = resolution(summary.off_grid, sketch, column.scale, tails[1] if tails else None, relative_rounding(values))
+        width, rounding = tails[1] if tails else None, relative_rounding(values)
+        found = resolution(summary.off_grid, sketch, column.scale, width, rounding)
+        counted, counts = counted_values(summary)
+        lattice = lattice_of(counted, counts, width or column.scale, rounding) if len(counted) > MAX_FEW else None
+        if lattice is not None and (found is None or is_coarser(lattice, *found)):
+            column = with_steps(column, lattice, float(moments.minimum[0]))
+            return with_tails(replace(column, spike=spike_on(lattice, counted, counts)), summary, tails)
         if found is not None:
-            step, off = found
-            reason += f"; steps of {step:g}" + (f", but for {max(off, 1e-4):.2%} of the values" if off else "")
-            # Where no value is negative, generated ones are not either, as of counts.
-            lower = 0 if moments.minimum[0] >= 0 else None
-            column = replace(column, resolution=step, off_grid=off, lower=lower, reason=reason)
+            column = with_steps(column, Lattice(0.0, *found), float(moments.minimum[0]))
         elif atoms := atoms_of(summary):
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         column = replace(column, spike=spike_of(sketch, column.resolution))
     return with_tails(column, summary, tails)
+
+
+def with_steps(column: Column, lattice: Lattice, minimum: float) -> Column:
+    """Returns a column of numbers on their grid. Where no value is negative, generated ones are not either, as of counts."""
+    origin, step, off = lattice
+    said = f"steps of {step:g}" + (f" from {origin:g}" if origin else "") + (f", but for {max(off, 1e-4):.2%} of the values" if off else "")
+    lower = origin - math.floor(origin / step) * step if minimum >= 0 else None
+    return replace(column, resolution=step, origin=origin, off_grid=off, lower=lower, reason=f"{column.reason}; {said}")
 
 
 def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:
@@ -234,7 +245,7 @@ def drawn_in(column: Column, summary: ColumnSummary, center: float, width: float
     """Returns a column of numbers standardised after the asinh of a center, put on their grid, and a width."""
     assert summary.sketch is not None
     if column.resolution is not None:
-        center = float(on_grid(np.array(center), column.resolution))
+        center = float(on_grid(np.array(center), column.resolution, column.origin))
     mean, scale = warped_moments(summary.sketch, center, width)
     return replace(column, mean=[mean], scale=scale, center=center, width=width)
 

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from data.column import Column
+from data.decoding import settled
 from data.fields import one_array
 from data.hashing import POWER, Hashes, hash_integers, hash_values, mix
 from data.reading import MAX_BATCH_BYTES, RowReader
@@ -31,7 +33,8 @@ NULL_HASH = np.uint64(0x6A09E667F3BCC908)
 class CompareTask:
     """What a comparing task is told. schema: the columns that are compared, in the types in which both tables are read.
 
-    suspected: hashes, ascending, of rows that are to be looked at; digests: those of rows that the other table has.
+    suspected: hashes, ascending, of rows that are to be looked at; digests: those of rows that the other table has. columns: where floats
+    lie on grids, as numbers of which they are compared.
     """
 
     filesystem: fs.FileSystem
@@ -39,18 +42,26 @@ class CompareTask:
     max_batch_bytes: int
     suspected: Hashes
     digests: frozenset[bytes]
+    columns: tuple[Column, ...] = ()
 
     def slices(self, groups: Sequence[RowGroup]) -> Iterator[tuple[pa.Table, Hashes]]:
         """Yields the rows, slice by slice, and their hashes."""
         with RowReader(self.filesystem, self.schema, self.max_batch_bytes) as reader:
             for group in groups:
-                for _, rows in reader.slices(group):
+                for _, found in reader.slices(group):
+                    rows = settled(found, self.columns)
                     yield rows, hash_rows(rows)
 
 
-def count_copies(table: Table, other: Table, schema: pa.Schema, max_batch_bytes: int = MAX_BATCH_BYTES) -> int:
-    """Returns how many rows of a table equal some row of the other in all columns of the schema; a null equals a null."""
-    here, there = (CompareTask(each.filesystem, schema, max_batch_bytes, np.zeros(0, np.uint64), frozenset()) for each in (table, other))
+def count_copies(
+    table: Table, other: Table, schema: pa.Schema, max_batch_bytes: int = MAX_BATCH_BYTES, columns: tuple[Column, ...] = ()
+) -> int:
+    """Returns how many rows of a table equal some row of the other in all columns of the schema; a null equals a null.
+
+    columns: those of whose floats on a grid the nearest number of the grid is compared.
+    """
+    nothing = np.zeros(0, np.uint64), frozenset[bytes]()
+    here, there = (CompareTask(each.filesystem, schema, max_batch_bytes, *nothing, columns) for each in (table, other))
     total = 0
     for groups in held_at_once(list(table.row_groups())):
         suspected = np.unique(np.concatenate([*in_order(distinct_hashes, here, runs(groups))]))

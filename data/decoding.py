@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from data.column import Column
 from data.fields import atom_cells
 from data.grids import on_grid
-from data.types import from_ticks, integer_range, is_temporal, ticks_type
+from data.lattices import NOISE
+from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64
 
 
 def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
@@ -63,7 +65,23 @@ def supported(numbers: NDArray[np.float64], column: Column) -> NDArray[np.float6
         numbers = np.maximum(numbers, column.lower)
     if column.atoms and column.upper is not None:
         numbers = np.minimum(numbers, column.upper)
-    return numbers if column.integer or column.resolution is None else on_grid(numbers, column.resolution)
+    return numbers if column.integer or column.resolution is None else on_grid(numbers, column.resolution, column.origin)
+
+
+@np.errstate(invalid="ignore")  # infinities are on no grid
+def settled(rows: pa.Table, columns: Iterable[Column]) -> pa.Table:
+    """Returns rows with the floats that lie on their column's grid as `decode` writes them, to the last bit."""
+    for column in columns:
+        place = rows.schema.get_field_index(column.name)
+        if place < 0 or column.resolution is None or not pa.types.is_floating(rows.schema.field(place).type):
+            continue
+        given = rows.column(place)
+        numbers = to_float64(given.fill_null(0.0))
+        nearest = on_grid(numbers, column.resolution, column.origin)
+        numbers = np.where(np.abs(nearest - numbers) <= 2 * NOISE * column.resolution, nearest, numbers)
+        written = pa.array(numbers, mask=given.is_null().to_numpy()).cast(given.type, safe=False)
+        rows = rows.set_column(place, rows.schema.field(place), written)
+    return rows
 
 
 def storable(kind: pa.DataType, column: Column) -> pa.DataType:

@@ -162,6 +162,7 @@ OPTIONAL: dict[str, Any] = {
     "binarize": False,
     "spike": None,
     "off_grid": 0.0,
+    "origin": 0.0,
     "element_null_fractions": [],
     "atoms": [],
 }

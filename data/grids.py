@@ -104,14 +104,19 @@ def resolution(
 
 
 @np.errstate(over="ignore")  # what is beyond float64 ends at its type's limit
-def on_grid(numbers: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """Returns the multiples of a step 10^-k that are nearest to numbers, as the float64 nearest to each decimal."""
+def on_grid(numbers: NDArray[np.float64], step: float, origin: float = 0.0) -> NDArray[np.float64]:
+    """Returns the numbers of a grid that are nearest to numbers: multiples of a step, counted from an origin on the grid.
+
+    Of steps 1/n from 0, as decimals have, they are the float64 nearest to each fraction.
+    """
     inverse = float(round(1 / step))
-    return np.rint(numbers * inverse) / inverse + 0.0  # no negative zero
+    if inverse and step == 1 / inverse:
+        return np.rint((numbers - origin) * inverse) / inverse + (origin + 0.0)  # no negative zero
+    return np.rint((numbers - origin) / step) * step + (origin + 0.0)
 
 
 def spike_of(sketch: QuantileSketch, step: float) -> list[float] | None:
-    """Returns the number on the grid that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
+    """Returns the multiple of a step that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
     most = int(np.argmax(sketch.counts))
     middle, share = float(sketch.middles()[most]), float(sketch.counts[most]) / sketch.count
     if share < MIN_SPIKE_SHARE or share == 1.0 or abs(middle) * RESOLUTION > step:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.decoding import settled
 from data.encoding import TableEncoding
 from data.marginals import marginals, summarise_rows, total_variation
 from workflows.cells import Cells, cells_of, drawn, with_few_codes
@@ -66,7 +67,7 @@ def compare_tables(
     if training is not None:
         attacked = (shuffled(cells[name], seed) for name in ("training", "held-out"))
         attack = (*(part.take(np.arange(min(MAX_ATTACKED_ROWS, len(part.values)))) for part in attacked), cells["generated"])
-        modelled = (chosen[name].select(encoding.modelled) for name in ("training", "held-out", "generated"))
+        modelled = (settled(chosen[name].select(encoding.modelled), encoding.columns) for name in ("training", "held-out", "generated"))
         result["privacy"] = leakage(tuple(modelled), attack)  # type: ignore[arg-type]
     return result | {"words": in_words(result)}
 

@@ -140,7 +140,8 @@ def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, outp
     """Returns what the report says of generated rows that are in the table."""
     logger.info("looking for copies among %d rows", table.num_rows)
     generated = open_table(config.output.path, encoding.modelled)
-    num_copies = count_copies(generated, table, encoding.schema_of(encoding.modelled), config.data.max_batch_bytes)
+    schema = encoding.schema_of(encoding.modelled)
+    num_copies = count_copies(generated, table, schema, config.data.max_batch_bytes, encoding.columns)
     paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path or []
     shown = ", ".join(map(without_password, paths))
     return {"path": shown, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
