@@ -128,3 +128,9 @@ def test_a_batch_jobs_driver_does_without_pytorch(name: str) -> None:
     """It takes a second to load, longer than all else that a nightly job without new files does."""
     code = f"import sys, workflows.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["train", "tune", "evaluate", "promote"])
+def test_a_typo_waits_for_no_import_of_seconds(name: str) -> None:
+    code = f"import sys, workflows.{name}; sys.exit(bool({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

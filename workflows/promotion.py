@@ -22,7 +22,6 @@ from workflows.champion import make_champion, noted_change
 from workflows.checks import ConfigError
 from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
-from workflows.evaluation_job import Scoring, champion_scoring
 from workflows.file_actor import chunk_rows
 from workflows.file_job import Done
 from workflows.gates import (
@@ -38,6 +37,7 @@ from workflows.gates import (
     weight_faults,
 )
 from workflows.registry import Registry
+from workflows.scoring_job import Scoring, champion_scoring
 from workflows.sections import Evaluation, Section
 from workflows.totals import Totals, finite, paired_bounds, total
 

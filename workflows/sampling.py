@@ -19,7 +19,7 @@ from data.units import Unit, units_of
 from workflows.actors import Pool, Shared, run_units
 from workflows.batch import model_files
 from workflows.evaluation import Evaluated
-from workflows.evaluation_job import Scoring
+from workflows.scoring_job import Scoring
 
 # Another number than the split's, so that which rows are chosen does not depend on their side.
 SAMPLE_KEY = np.uint64(0xD1B54A32D192ED03)

@@ -17,10 +17,10 @@ from vae.rows import Rows
 from workflows.actors import Pool
 from workflows.errors import logger
 from workflows.evaluate_config import EvaluateConfig
-from workflows.evaluation_job import Scoring
 from workflows.gates import weight_faults
 from workflows.page import Block
 from workflows.sampling import Samples
+from workflows.scoring_job import Scoring
 from workflows.totals import Totals
 
 # Rows of each kind that sections other than the scores are made from, at most.

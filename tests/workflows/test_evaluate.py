@@ -28,7 +28,7 @@ from data.table import open_table
 from tests.running import Trained
 from vae import VAE, Rows, save_bundle
 from vae.bundle import open_bundle
-from workflows import evaluate
+from workflows import evaluate_job
 from workflows.checks import ConfigError
 from workflows.errors import Incomplete
 from workflows.evaluate_config import EvaluateConfig
@@ -49,7 +49,7 @@ class Jobs:
 
     def evaluate(self, model: str, table: Path, output: Path, *more: object) -> dict[str, Any]:
         options = ["--model", model, "--data.path", str(table), "--output.path", str(output)]
-        return evaluate.main(parse(EvaluateConfig, [*self.common, *options, *map(str, more)]))
+        return evaluate_job.evaluate(parse(EvaluateConfig, [*self.common, *options, *map(str, more)]))
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,12 @@ from workflows.checks import ConfigError
 from workflows.errors import ServiceError, TryAgain
 from workflows.evaluate_config import AuditConfig, EvaluateConfig, EvaluateDataConfig, EvaluateOutputConfig, GatesConfig
 from workflows.evaluation import SCORES
-from workflows.evaluation_job import candidate_scoring
 from workflows.gates import Comparison
 from workflows.model_config import ModelConfig
 from workflows.pinned import pin
 from workflows.promotion import Rival, embedding_of, find_rival, first_rows
 from workflows.registry import Registry
+from workflows.scoring_job import candidate_scoring
 from workflows.totals import Estimate, Totals
 
 GATES = GatesConfig()

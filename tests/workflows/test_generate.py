@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -25,9 +24,10 @@ from data.encoding import TableEncoding
 from data.marginals import LEVELS
 from data.split import TRAIN, hash_key_column, split_of
 from data.table import RowGroup
-from tests.running import ROOT, Outcome, Trained, run_job
+from tests.running import Outcome, Trained, run_job
 from vae import Rows, save_bundle
 from vae.bundle import open_bundle
+from workflows import generate as generate_job
 from workflows.batch_config import GenerateConfig
 from workflows.diagnostics import conditions_of
 from workflows.generation import RowGenerator
@@ -36,7 +36,6 @@ from workflows.registry import Registry
 
 NUM_ROWS = 3000
 THREES = {"label": 3, "stroke": "medium"}
-MAIN = runpy.run_path(str(ROOT / "workflows" / "generate.py"), run_name="workflows.generate")["main"]
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +208,7 @@ def refused(conditional: Trained, *arguments: object) -> tuple[int, str]:
     """Returns exit code and message of a job that must be refused without Ray."""
     options = ("--model", "models:/told@candidate", "--num_rows", NUM_ROWS, "--registry.tracking_uri", conditional.tracking_uri)
     with pytest.raises(Exception) as caught:  # noqa: PT011  its code and message are what is asserted
-        MAIN(parse(GenerateConfig, [str(argument) for argument in (*options, *arguments)]))
+        generate_job.main(parse(GenerateConfig, [str(argument) for argument in (*options, *arguments)]))
     assert not ray.is_initialized()
     return exit_code(caught.value), str(caught.value)
 
@@ -362,7 +361,7 @@ def test_columns_of_every_kind_condition(ray_address: str, tmp_path: Path) -> No
     expected = given | {"price": Decimal("12.34"), "moment": datetime(2024, 2, 29, 12), "spot": None, "pixels": [0, 1, 2, 255]}
     assert all({name: row[name] for name in told} == expected for row in rows.to_pylist())
     with pytest.raises(ConditionError, match=r"\['spot', 'pixels'\] cannot be drawn"):
-        MAIN(parse(GenerateConfig, [str(option) for option in options]))
+        generate_job.main(parse(GenerateConfig, [str(option) for option in options]))
 
 
 @pytest.mark.slow

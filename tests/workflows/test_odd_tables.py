@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.running import Trained, run_job
-from workflows import encode, evaluate, generate, reconstruct
+from workflows import encode, evaluate_job, generate, reconstruct
 from workflows.batch_config import EncodeConfig, GenerateConfig, ReconstructConfig
 from workflows.checks import ConfigError
 from workflows.evaluate_config import EvaluateConfig
@@ -91,7 +91,7 @@ def test_generated_keys_count_further_than_the_tables_and_files_that_are_lost_ar
 
 def test_it_is_evaluated(odd: Trained, common: list[str], tmp_path: Path) -> None:
     options = [*common, str(tmp_path / "out"), "--data.path", str(odd.table), "--audit.num_rows", "0"]
-    assert evaluate.main(parse(EvaluateConfig, options))["num_rows"] == odd.json["validation"]["num_rows"]
+    assert evaluate_job.evaluate(parse(EvaluateConfig, options))["num_rows"] == odd.json["validation"]["num_rows"]
 
 
 def test_names_that_an_output_would_have_twice_are_refused(odd: Trained, common: list[str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from workflows.batch_config import BatchRegistryConfig, PromoteConfig
 from workflows.checks import ConfigError
 from workflows.errors import ServiceError
 from workflows.pinned import pin
-from workflows.promote import main
+from workflows.promote_job import promote
 from workflows.registry import CHAMPION_CHANGE, Registry
 
 FIELDS: list[dict[str, Any]] = [{"name": "x", "likelihood": "gaussian", "valid_size": 1, "size": 1}]
@@ -38,7 +38,7 @@ class Store(NamedTuple):
     def promote(self, **options: Any) -> dict[str, Any]:
         config = PromoteConfig("tiny", registry=BatchRegistryConfig(self.uri), **options)
         config.check()
-        return main(config)
+        return promote(config)
 
     def aliases(self) -> dict[str, str]:
         return {alias: str(version) for alias, version in self.client.get_registered_model("tiny").aliases.items()}
@@ -177,13 +177,13 @@ def test_a_rollback_without_a_previous_version_is_refused(store: Store) -> None:
 
 def test_a_model_that_is_not_there_is_refused_with_those_that_are(store: Store) -> None:
     with pytest.raises(BundleError, match=r"no model 'other' in the registry at .*; it has tiny"):
-        main(PromoteConfig("other", 1, registry=BatchRegistryConfig(store.uri)))
+        promote(PromoteConfig("other", 1, registry=BatchRegistryConfig(store.uri)))
 
 
 def test_a_registry_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'typo' / 'mlflow.db'}"
     with pytest.raises(BundleError, match=r"mlflow\.db, which is not there; name another by registry.tracking_uri"):
-        main(PromoteConfig("other", 1, registry=BatchRegistryConfig(uri)))
+        promote(PromoteConfig("other", 1, registry=BatchRegistryConfig(uri)))
     with pytest.raises(BundleError, match="which is not there"):
         pin("models:/other/1", uri)
     assert list(tmp_path.iterdir()) == []
@@ -216,7 +216,7 @@ def test_one_of_version_and_rollback_is_needed(options: dict[str, Any]) -> None:
 
 def test_a_registry_that_does_not_answer_is_said() -> None:
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
-        main(PromoteConfig("tiny", 1, registry=BatchRegistryConfig("http://127.0.0.1:9")))
+        promote(PromoteConfig("tiny", 1, registry=BatchRegistryConfig("http://127.0.0.1:9")))
 
 
 def test_the_command_line_prints_one_json_line_and_ends_with_its_codes(store: Store, tmp_path: Path) -> None:

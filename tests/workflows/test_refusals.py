@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tests.running import ROOT, Trained
+from tests.running import Trained
+from workflows import encode as encode_job
 from workflows.batch_config import EncodeConfig
 from workflows.cluster import refuse_silent
 from workflows.config import TrainConfig
 from workflows.errors import ServiceError
 from workflows.job import exit_code, parse
+from workflows.train_job import train
 
 GOOD = pa.table({"id": [1, 2, 3], "x": [0.5, 1.5, 2.5]})
-MAINS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    name: runpy.run_path(str(ROOT / "workflows" / f"{name}.py"), run_name=f"workflows.{name}")["main"] for name in ("train", "encode")
-}
+MAINS: dict[str, Callable[[Any], dict[str, Any]]] = {"train": train, "encode": encode_job.main}
 
 
 def refused(name: str, config_type: Any, *arguments: object) -> tuple[int, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import runpy
 import signal
 import subprocess
 import time
@@ -19,7 +18,7 @@ import mlflow
 import pytest
 from pyarrow import fs
 
-from tests.running import ROOT, Outcome, Trained, run_job, running_job
+from tests.running import Outcome, Trained, run_job, running_job
 from workflows.checks import ConfigError
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError
@@ -30,6 +29,7 @@ from workflows.runs import Run
 from workflows.search import halving
 from workflows.space import SearchConfig, TuneConfig
 from workflows.trials import Trial, measured
+from workflows.tune_job import tune
 
 
 def asked(*options: object) -> SearchConfig:
@@ -209,22 +209,16 @@ def test_a_search_registers_the_best_of_its_nested_runs_once(trained: Trained, r
     (version,) = client.search_model_versions("name = 'vae'")
     assert (version.run_id, client.get_model_version_by_alias("vae", "candidate").version) == (result["best"]["run_id"], version.version)
     assert result["best"]["run_id"] == runs[0].info.run_id
-    main = main_of_tune()
     again = parse(SearchConfig, [str(option) for option in absolute(options, tmp_path)])
-    assert main(again) == result
+    assert tune(again) == result
     other = parse(SearchConfig, [str(option) for option in absolute((*options, "--tune.seed", 1), tmp_path)])
     with pytest.raises(ConfigError, match=r"tune\.seed: the run has 0, asked is 1") as refused:
-        main(other)
+        tune(other)
     assert exit_code(refused.value) == 2
 
 
 def absolute(options: tuple[object, ...], folder: Path) -> tuple[object, ...]:
     return (*options, "--run.storage_path", folder / "runs", "--registry.tracking_uri", f"sqlite:///{folder / 'mlflow.db'}")
-
-
-def main_of_tune() -> Callable[[SearchConfig], dict[str, Any]]:
-    main: Callable[[SearchConfig], dict[str, Any]] = runpy.run_path(str(ROOT / "workflows" / "tune.py"), run_name="workflows.tune")["main"]
-    return main
 
 
 def long_search(trained: Trained, address: str, *more: object) -> tuple[object, ...]:
