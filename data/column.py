@@ -16,7 +16,7 @@ class Column:
     mean: per element for a vector, else one number; with `scale` it standardises float64 cells: y = (x - mean) / scale.
     width: of a heavy-tailed column, whose cells are u = asinh((x - center) / width) before they are standardised.
     integer: the values are whole numbers by their type.
-    resolution: the step of the grid that values lie on (1 of integers), so that each is given the mass of its interval and not a
+    resolution: the step of the grid that values lie on (of integers 1 or more), so that each is given the mass of its interval and not a
     density; None for numbers on no grid. origin: a number on the grid; 0 where values are multiples of the step. off_grid: the share of
     those that are not on it; each has the mass of the step around it.
     lower and upper: the ends of their range, None for no end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from data.overrides import ColumnOverrideError, can_be, check_overrides
 from data.scales import heavy_tails, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
-from data.types import integer_range, is_list, is_number, is_temporal, is_text
+from data.types import integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
 from data.widening import unsuitable, without_dictionary
 
 # Values with probabilities of their own that a column's reason names.
@@ -186,7 +187,7 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     tails = heavy_tails(sketch) if kind != "timestamp" else None
     if integer:
         least, most = integer_range(values)
-        column = replace(column, lower=0 if kind == "count" else least, upper=most)
+        column = with_stride(replace(column, lower=0 if kind == "count" else least, upper=most), values, summary)
     else:
         width, rounding = tails[1] if tails else None, relative_rounding(values)
         found = resolution(summary.off_grid, sketch, column.scale, width, rounding)
@@ -200,8 +201,35 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         elif atoms := atoms_of(summary):
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
-        column = replace(column, spike=spike_of(sketch, column.resolution))
+        column = replace(column, spike=spike_of(sketch, column.resolution, column.origin))
     return with_tails(column, summary, tails)
+
+
+def with_stride(column: Column, values: pa.DataType, summary: ColumnSummary) -> Column:
+    """Returns a column of integers or points in time on the grid that all its values lie on, its ends too.
+
+    Differences of a few values have common divisors by chance; of points in time one that divides a day is taken nevertheless.
+    """
+    origin, step = summary.stride or (0, 1)
+    if summary.num_distinct <= MAX_FEW:
+        step = math.gcd(step, ticks_per_day(values)) if is_temporal(values) else 1
+    if step <= 1 or column.lower is None or column.upper is None:
+        return column
+    origin %= step
+    lower, upper = (int(column.lower) - origin + step - 1) // step * step, (int(column.upper) - origin) // step * step
+    said = duration(step, values) if is_temporal(values) else f"{step:,}" + (f" from {origin}" if origin else "")
+    return replace(
+        column, resolution=step, origin=origin, lower=lower + origin, upper=upper + origin, reason=f"{column.reason}; steps of {said}"
+    )
+
+
+def duration(ticks: int, kind: pa.DataType) -> str:
+    """Returns a number of a temporal type's units in words."""
+    seconds = Fraction(ticks * 86_400, ticks_per_day(kind))
+    for name, size in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds % size == 0:
+            return f"{seconds // size} {name}s" if seconds > size else f"one {name}"
+    return f"{float(seconds):g} seconds"
 
 
 def with_steps(column: Column, lattice: Lattice, minimum: float) -> Column:

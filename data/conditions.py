@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.column import Column
-from data.decoding import numbers_to_arrow, plain_values, storable, supported
+from data.decoding import column_to_arrow, plain_values, storable
 from data.encoding import TableEncoding
 from data.fields import Arrays
 from data.listing import DataError
@@ -154,5 +154,5 @@ def draw_conditions(
             numbers = np.interp(place, LEVELS, marginal["quantiles"])
         else:
             numbers = marginal["mean"] + marginal["standard_deviation"] * generator.standard_normal(num_rows)
-        drawn[column.name] = numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
+        drawn[column.name] = column_to_arrow(numbers, column, kind, missing)
     return pa.table(drawn)

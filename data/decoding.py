@@ -14,7 +14,7 @@ from data.column import Column
 from data.fields import atom_cells
 from data.grids import on_grid
 from data.lattices import NOISE
-from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64
+from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64, to_ticks
 
 
 def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
@@ -37,7 +37,7 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             numbers = unwarped(destandardised(cells[:, 0], column.scale, column.mean[0]), column)
             for (atom, _), cell in zip(column.atoms, atom_cells(column), strict=True):
                 numbers[cells[:, 0] == cell] = atom
-            return numbers_to_arrow(supported(numbers, column), plain_values(kind), missing).cast(kind)
+            return column_to_arrow(numbers, column, kind, missing)
         case "vector":
             elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
             return lists_to_arrow(numbers_to_arrow(elements, kind.value_type, missing_elements), kind, column.size, missing)
@@ -58,14 +58,40 @@ def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
     return u if column.width is None else column.center + column.width * np.sinh(u)
 
 
+def column_to_arrow(numbers: NDArray[np.float64], column: Column, kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+    """Returns a column's numbers, which are overwritten, as it has them, in its type."""
+    values = plain_values(kind)
+    found = numbers_to_arrow(supported(numbers, column), values, missing)
+    if column.integer and column.resolution != 1:  # float64 holds no ticks of nanoseconds
+        found = on_stride(found, column, values)
+    return found.cast(kind)
+
+
+def on_stride(found: pa.Array, column: Column, kind: pa.DataType) -> pa.Array:
+    """Returns integers or points in time at the nearest ones of their column's grid, exactly."""
+    assert column.resolution is not None
+    assert column.lower is not None
+    assert column.upper is not None
+    ticks = to_ticks(found) if is_temporal(kind) else found
+    whole = ticks.fill_null(0).to_numpy(zero_copy_only=False)
+    whole = np.clip(whole if whole.dtype == np.uint64 else whole.astype(np.int64), int(column.lower), int(column.upper))
+    step = int(column.resolution)
+    beyond = (whole % step + (step - int(column.origin))) % step
+    near = np.where(beyond > step // 2, whole + (step - beyond), whole - beyond).astype(ticks.type.to_pandas_dtype())
+    snapped = pa.array(near, ticks.type, mask=ticks.is_null().to_numpy(zero_copy_only=False))
+    return from_ticks(snapped, kind) if is_temporal(kind) else snapped
+
+
 def supported(numbers: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
-    """Returns numbers as the column has them: not below its range, nor beyond an end that is an atom, and on its grid (integers are rounded
-    with their type)."""
+    """Returns numbers as the column has them: not below its range, nor beyond an end that is an atom, and on its grid (whole numbers of the
+    step 1 are rounded with their type)."""
     if column.lower is not None:
         numbers = np.maximum(numbers, column.lower)
     if column.atoms and column.upper is not None:
         numbers = np.minimum(numbers, column.upper)
-    return numbers if column.integer or column.resolution is None else on_grid(numbers, column.resolution, column.origin)
+    if column.resolution is None or (column.integer and column.resolution == 1):
+        return numbers
+    return on_grid(numbers, column.resolution, column.origin)
 
 
 @np.errstate(invalid="ignore")  # infinities are on no grid

@@ -115,10 +115,10 @@ def on_grid(numbers: NDArray[np.float64], step: float, origin: float = 0.0) -> N
     return np.rint((numbers - origin) / step) * step + (origin + 0.0)
 
 
-def spike_of(sketch: QuantileSketch, step: float) -> list[float] | None:
-    """Returns the multiple of a step that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
+def spike_of(sketch: QuantileSketch, step: float, origin: float = 0.0) -> list[float] | None:
+    """Returns the number on a grid that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
     most = int(np.argmax(sketch.counts))
     middle, share = float(sketch.middles()[most]), float(sketch.counts[most]) / sketch.count
     if share < MIN_SPIKE_SHARE or share == 1.0 or abs(middle) * RESOLUTION > step:
         return None
-    return [float(on_grid(np.array(middle), step)), share]
+    return [float(on_grid(np.array(middle), step, origin)), share]

@@ -6,6 +6,7 @@ result is the same to the last bit whatever the blocks and the number of workers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -46,6 +47,7 @@ class ColumnSummary:
     first_nonfinite: the file that holds the first NaN or infinity. off_grid: how many floats or decimals have more than 0, 1, ..
     MAX_PLACES decimal places; none of other types. at_ends: how many floats are the least, and how many the greatest.
     repeated: of floats, those that come often, by their bits, not all of them counted; None for other types.
+    stride: of integers and ticks, one of them and the greatest common divisor of their differences, 0 of a single one.
     """
 
     num_values: int = 0
@@ -63,6 +65,7 @@ class ColumnSummary:
     off_grid: tuple[int, ...] = (0,) * (MAX_PLACES + 1)
     at_ends: tuple[int, int] = (0, 0)
     repeated: ValueCounts | None = None
+    stride: tuple[int, int] | None = None
 
     @property
     def num_distinct(self) -> float:
@@ -94,6 +97,7 @@ class ColumnSummary:
             tuple(a + b for a, b in zip(self.off_grid, other.off_grid, strict=True)),
             merge_ends(self, other),
             merged(self.repeated, other.repeated),
+            merge_strides(self.stride, other.stride),
         )
 
     def finished(self) -> ColumnSummary:
@@ -122,6 +126,12 @@ def merge_ends(a: ColumnSummary, b: ColumnSummary) -> tuple[int, int]:
     first = a.at_ends[0] * int(least <= other) + b.at_ends[0] * int(other <= least)
     greatest, other = a.moments.maximum[0], b.moments.maximum[0]
     return first, a.at_ends[1] * int(greatest >= other) + b.at_ends[1] * int(other >= greatest)
+
+
+def merge_strides(a: tuple[int, int] | None, b: tuple[int, int] | None) -> tuple[int, int] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a[0], b[0]), math.gcd(a[1], b[1], a[0] - b[0])
 
 
 def merge_ranges(a: tuple[Decimal, Decimal] | None, b: tuple[Decimal, Decimal] | None) -> tuple[Decimal, Decimal] | None:
@@ -180,6 +190,7 @@ def summarise(column: pa.ChunkedArray, categorical: bool = False) -> ColumnSumma
             limits: tuple[int, Overflow] = (MAX_DISTINCT, "approximate") if categorical else (MAX_DISTINCT_INTEGERS, "drop")
             summary.counts = ValueCounts(*limits, (), 0, summary.num_values, 0).limited(entries)
             note_distinct(entries.values, summary)
+            summary.stride = stride_of(np.asarray(entries.values.to_numpy()))
     return summary
 
 
@@ -244,6 +255,19 @@ def integer_counts(column: pa.ChunkedArray) -> Entries:
     values = np.sort(values)
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     return Entries(pa.array(values[starts], kind), np.diff(starts, append=len(values)))
+
+
+def stride_of(values: NDArray[Any]) -> tuple[int, int]:
+    """Returns the least of different integers, ascending, and the greatest common divisor of their differences, 0 of a single one."""
+    step, wide = 0, values if values.dtype == np.uint64 else values.astype(np.int64)
+    for begin in range(0, len(wide) - 1, BLOCK_ELEMENTS):
+        gaps = np.diff(wide[begin : begin + BLOCK_ELEMENTS + 1]).view(np.uint64)  # right even where int64 wraps around
+        step = math.gcd(step, int(np.gcd.reduce(gaps[:SAMPLE_VALUES])))
+        if step != 1:
+            step = math.gcd(step, int(np.gcd.reduce(gaps)))
+        if step == 1:
+            break
+    return int(values[0]), step
 
 
 def note_distinct(distinct: pa.Array, summary: ColumnSummary) -> None:

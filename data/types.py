@@ -36,6 +36,11 @@ def ticks_type(kind: pa.DataType) -> pa.DataType:
     return pa.int32() if kind.bit_width == 32 or pa.types.is_date64(kind) else pa.int64()
 
 
+def ticks_per_day(kind: pa.DataType) -> int:
+    """Returns how many of its units a temporal type has in a day."""
+    return 1 if pa.types.is_date(kind) else 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+
+
 def to_ticks(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Returns points in time as the integers that count their units."""
     return (values.cast(pa.date32()) if pa.types.is_date64(values.type) else values).cast(ticks_type(values.type))
@@ -49,7 +54,7 @@ def from_ticks(ticks: pa.Array, kind: pa.DataType) -> pa.Array:
 def integer_range(kind: pa.DataType) -> tuple[int, int]:
     """Returns the least and greatest integer that an integer or temporal type holds; times lie within a day."""
     if pa.types.is_time(kind):
-        return 0, 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit] - 1
+        return 0, ticks_per_day(kind) - 1
     bounds = np.iinfo((ticks_type(kind) if is_temporal(kind) else kind).to_pandas_dtype())
     return int(bounds.min), int(bounds.max)
 

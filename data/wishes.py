@@ -131,7 +131,8 @@ def standardised_for(column: Column, summary: ColumnSummary) -> Column:
     """
     if column.likelihood in COUNTS:
         mean, scale = count_moments(summary)
-        return replace(column, mean=[0.0], scale=1.0, center=0.0, width=None, log_mean=mean, log_scale=scale)
+        column = replace(column, mean=[0.0], scale=1.0, center=0.0, width=None, log_mean=mean, log_scale=scale)
+        return replace(column, resolution=1.0, origin=0.0, lower=0)
     if column.likelihood in MASSES:
         return plain(column, summary)
     if column.likelihood in WARPED_MASSES and column.width is None:

@@ -134,7 +134,8 @@ def types_of(encoding: TableEncoding) -> dict[str, str]:
         kind = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "")
         of_what = column.field_kind
         if column.kind in ("numeric", "count", "timestamp"):
-            of_what = "density" if column.field_kind in DENSITIES else f"masses in steps of {column.resolution or 1.0:g}"
+            step = 1.0 if column.integer else column.resolution  # of whole numbers all masses are per whole number
+            of_what = "density" if column.field_kind in DENSITIES else f"masses in steps of {step:g}"
             if column.field_kind == "spiked":
                 of_what += f" but at {', '.join(f'{atom:g}' for atom, _ in column.atoms)}"
         found[column.name] = f"{kind} ({of_what}{', condition' if column.condition else ''})"

@@ -792,13 +792,13 @@ def test_the_log_jacobian_is_that_of_every_observed_continuous_cell() -> None:
     table, encoding = mixed(), mixed_encoding()
     expected = np.zeros(len(table))
     for row, values in enumerate(table.to_pylist()):
-        for name in ("price", "weight", "cost", "income", "whole_vector", "holed_vector"):
+        for name in ("price", "weight", "cost", "income", "moment", "whole_vector", "holed_vector"):
             cells = values[name] if isinstance(values[name], list) else [values[name]]
             column = column_named(encoding, name)
             for cell in cells:
                 if cell is not None:
                     stretch = 1.0 if column.width is None else math.hypot(column.width, cell - column.center)
-                    expected[row] -= math.log(0.01 if name == "cost" else column.scale * stretch)
+                    expected[row] -= math.log({"cost": 0.01, "moment": 7 * 60e6}.get(name) or column.scale * stretch)
     found = encoding.encode(table, "here")[LOG_JACOBIAN]
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-12)
