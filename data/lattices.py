@@ -43,6 +43,7 @@ def counted_values(summary: ColumnSummary) -> tuple[Floats, Counts]:
     return values[order], entries.counts[order]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # distances beyond float64 are none of a grid
 def lattice_of(values: Floats, counts: Counts, width: float, rounding: float) -> Lattice | None:
     """Returns the grid that values [D], ascending, which come so many times each, lie on; None where there is none.
 

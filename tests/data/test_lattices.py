@@ -87,6 +87,24 @@ def test_numbers_that_repeat_are_on_no_grid_unless_they_lie_on_one(num_values: i
     assert lattice_of(different, counts, float(values.std()), relative_rounding(pa.float32() if rounded else pa.float64())) is None
 
 
+numbers = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-50, 50).map(lambda n: 0.3 + n / 7), st.floats(-1, 1))
+
+
+@settings(max_examples=300)
+@given(values=st.lists(numbers, min_size=2, max_size=60, unique=True), seed=st.integers(0, 99))
+def test_whatever_the_values_nine_in_ten_are_on_a_grid_that_is_found(values: list[float], seed: int) -> None:
+    different = np.sort(np.array(values) + 0.0)
+    different = different[np.diff(different, prepend=-math.inf) > 0]
+    counts = np.random.default_rng(seed).integers(1, 20, len(different))
+    with np.errstate(over="ignore"):
+        width = float(min(different.std(), 1e308))
+    found = lattice_of(different, counts, width, relative_rounding(pa.float64()))
+    if found is not None:
+        off = np.abs(on_grid(different, found.step, found.origin) - different) > 3 * NOISE * found.step
+        assert counts[off].sum() <= 0.1 * counts.sum()
+        assert found.step >= width / MAX_STEPS
+
+
 def test_logarithms_of_integers_are_on_no_grid() -> None:
     values = standard(np.log1p(integers()))
     assert (column_of(values).resolution, column_of(values).field_kind) == (None, "numeric")
