@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.column import Column
 from data.fields import atom_cells
 from data.grids import on_grid
-from data.lattices import NOISE
+from data.lattices import TOLERANCE
 from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64, to_ticks
 
 
@@ -104,7 +104,7 @@ def settled(rows: pa.Table, columns: Iterable[Column]) -> pa.Table:
         given = rows.column(place)
         numbers = to_float64(given.fill_null(0.0))
         nearest = on_grid(numbers, column.resolution, column.origin)
-        numbers = np.where(np.abs(nearest - numbers) <= 2 * NOISE * column.resolution, nearest, numbers)
+        numbers = np.where(np.abs(nearest - numbers) <= 2 * TOLERANCE * column.resolution, nearest, numbers)
         written = pa.array(numbers, mask=given.is_null().to_numpy()).cast(given.type, safe=False)
         rows = rows.set_column(place, rows.schema.field(place), written)
     return rows

@@ -13,9 +13,9 @@ from data.statistics import ColumnSummary
 
 # How far from a grid the numbers on it may lie, in steps: by digits that were cut off, and the rounding of what was subtracted and divided.
 # That 20 numbers on no grid lie so near to one has a chance of 10^-54.
-NOISE = 1e-3
+TOLERANCE = 1e-3
 # A grid is fitted to the values within these distances, one after the other.
-DISTANCES = 0.1, 0.01, NOISE
+DISTANCES = 0.1, 0.01, TOLERANCE
 # Where values lie off a grid, one of so many of the most frequent is on it.
 NUM_ANCHORS = 5
 # Inverses and sums of smaller steps leave float64.
@@ -71,7 +71,7 @@ def common_divisor(gaps: Floats, least: float) -> float:
     """Returns the largest number of which all gaps, ascending, are multiples but for noise: Euclid's; 0 where it is below `least`."""
     divisor = float(gaps[0])
     for gap in gaps.tolist():
-        while divisor >= least and abs(rest := gap - round(gap / divisor) * divisor) > NOISE * divisor:
+        while divisor >= least and abs(rest := gap - round(gap / divisor) * divisor) > TOLERANCE * divisor:
             gap, divisor = divisor, abs(rest)
         if divisor < least:
             return 0.0
@@ -80,7 +80,7 @@ def common_divisor(gaps: Floats, least: float) -> float:
 
 def usual_gap(gaps: Floats) -> float:
     """Returns the gap, of gaps ascending, that comes most often but for noise."""
-    ends = np.searchsorted(gaps, gaps * (1 + NOISE), "right")
+    ends = np.searchsorted(gaps, gaps * (1 + TOLERANCE), "right")
     first = int(np.argmax(ends - np.arange(len(gaps))))
     return float(np.median(gaps[first : ends[first]]))
 
@@ -102,7 +102,7 @@ def fitted(values: Floats, counts: Counts, step: float, least: float) -> tuple[L
             width = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
             origin = float(y.mean() - width * x.mean())
         else:
-            near = np.abs((values - origin) / width - places) <= NOISE
+            near = np.abs((values - origin) / width - places) <= TOLERANCE
             held = int(counts[near].sum())
             if best is None or held > best[0]:
                 best = held, near, origin, width
@@ -117,11 +117,11 @@ def simplest(values: Floats, counts: Counts, origin: float, step: float, off: fl
     is about that, as fractions come out exactly then."""
     num_steps = max(1.0, float(np.abs(values - origin).max()) / step)
     for nice in (1 / max(1, round(1 / step)), float(max(1, round(step)))):
-        if abs(nice - step) * num_steps <= NOISE * step:
+        if abs(nice - step) * num_steps <= TOLERANCE * step:
             step = nice
             break
     from_zero = origin / step
-    at_zero = abs(from_zero - round(from_zero)) <= NOISE and abs(from_zero) * NOISE < num_steps
+    at_zero = abs(from_zero - round(from_zero)) <= TOLERANCE and abs(from_zero) * TOLERANCE < num_steps
     return Lattice(0.0 if at_zero else float(values[np.argmax(counts)]) + 0.0, step, off)
 
 
@@ -139,5 +139,5 @@ def spike_on(lattice: Lattice, values: Floats, counts: Counts) -> list[float] | 
     """Returns the most frequent value where it is on the grid and has a considerable share, and that share."""
     most = int(np.argmax(counts))
     share, nearest = float(counts[most] / counts.sum()), float(on_grid(values[most : most + 1], lattice.step, lattice.origin)[0])
-    on = abs(nearest - values[most]) <= 2 * NOISE * lattice.step
+    on = abs(nearest - values[most]) <= 2 * TOLERANCE * lattice.step
     return [nearest, share] if on and share >= MIN_SPIKE_SHARE else None

@@ -20,7 +20,7 @@ from data.decoding import settled
 from data.encoding import TableEncoding
 from data.fields import LOG_JACOBIAN
 from data.grids import MAX_STEPS, on_grid, relative_rounding
-from data.lattices import NOISE, lattice_of
+from data.lattices import TOLERANCE, lattice_of
 from data.statistics import merge_all, summarise_table
 from workflows.architecture import architecture
 from workflows.model_config import ModelConfig
@@ -60,10 +60,10 @@ def standard(values: Floats) -> Floats:
 def test_integers_that_were_shifted_and_scaled_are_on_a_grid(
     center: float, log_scale: float, spread: int, kind: pa.DataType, seed: int
 ) -> None:
-    """Whatever the units; of float32 where it tells neighbours apart by NOISE."""
+    """Whatever the units; of float32 where it tells neighbours apart by TOLERANCE."""
     scale = math.exp(log_scale)
     whole = np.random.default_rng(seed).integers(-spread, spread, NUM_ROWS).astype(np.float64)
-    if relative_rounding(kind) * (spread + abs(center)) > 0.1 * NOISE:
+    if relative_rounding(kind) * (spread + abs(center)) > 0.1 * TOLERANCE:
         center = 0.0
     values = ((whole + center) * scale).astype(kind.to_pandas_dtype()).astype(np.float64)
     different, counts = np.unique(values, return_counts=True)
@@ -71,7 +71,7 @@ def test_integers_that_were_shifted_and_scaled_are_on_a_grid(
     assert found is not None
     assert found.off == 0
     assert found.step == pytest.approx(scale, rel=1e-4)
-    np.testing.assert_allclose(on_grid(values, found.step, found.origin), values, rtol=0, atol=2 * NOISE * scale)
+    np.testing.assert_allclose(on_grid(values, found.step, found.origin), values, rtol=0, atol=2 * TOLERANCE * scale)
     places = np.rint((values - found.origin) / found.step)
     np.testing.assert_array_equal(places - places[0], whole - whole[0])
 
@@ -100,7 +100,7 @@ def test_whatever_the_values_nine_in_ten_are_on_a_grid_that_is_found(values: lis
         width = float(min(different.std(), 1e308))
     found = lattice_of(different, counts, width, relative_rounding(pa.float64()))
     if found is not None:
-        off = np.abs(on_grid(different, found.step, found.origin) - different) > 3 * NOISE * found.step
+        off = np.abs(on_grid(different, found.step, found.origin) - different) > 3 * TOLERANCE * found.step
         assert counts[off].sum() <= 0.1 * counts.sum()
         assert found.step >= width / MAX_STEPS
 
