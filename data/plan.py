@@ -128,7 +128,7 @@ class Plan:
     def stretches(self, shards: Sequence[int], max_rows: int, first: int = 0) -> Iterator[Stretch]:
         """Yields an epoch's steps from number `first` on in stretches of at most max_rows rows of all shards, or of one step.
 
-        They begin and end at the same steps whatever the shards, so that workers may meet there.
+        They begin and end at the same steps whatever the shards.
         """
         steps: list[Step] = []
         num_rows = 0

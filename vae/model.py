@@ -62,6 +62,8 @@ class VAE(nn.Module):
         ValueError: a name that is not known, or fields that make no model.
     """
 
+    like: Tensor
+
     def __init__(
         self,
         fields: Sequence[Mapping[str, Any]],
@@ -106,6 +108,8 @@ class VAE(nn.Module):
         self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
         self.has_one_hot = network != "conv" and any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
+        # Where the parameters are, and of their type: every step asks several times, and to look for a parameter takes its time.
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def _images(self) -> list[tuple[Image, Image, int]]:
         """Returns the fields that can be convolved: where each begins among the features and among the outputs, outputs per cell."""
@@ -134,11 +138,11 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.like.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self.like.dtype
 
     @property
     def num_binarised(self) -> int:

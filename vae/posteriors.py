@@ -23,11 +23,15 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 5.0
 class DiagonalGaussian:
     """q(z|x) = N(mean, diag(scale^2)); mean, log_scale and scale, its exponential, are [B, L].
 
-    encoded: the encoder outputs that name it, [B, 2 L], where it was made of them; their log scale is not yet bounded.
+    encoded: the encoder outputs that name it, [B, 2 L], where it was made of them: then log_scale is bounded once it is asked for.
     """
 
     def __init__(self, mean: Tensor, log_scale: Tensor, encoded: Tensor | None = None) -> None:
-        self.mean, self.log_scale, self.encoded = mean, log_scale, encoded
+        self.mean, self.given_log_scale, self.encoded = mean, log_scale, encoded
+
+    @cached_property
+    def log_scale(self) -> Tensor:
+        return self.given_log_scale if self.encoded is None else self.given_log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -42,7 +46,7 @@ class DiagonalGaussian:
     def from_outputs(outputs: Tensor, latent_dim: int) -> DiagonalGaussian:
         """Returns the posterior that an encoder's [B, 2 L] outputs name; the log scale is bounded."""
         mean, log_scale = outputs.chunk(2, -1)
-        return DiagonalGaussian(mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE), outputs)
+        return DiagonalGaussian(mean, log_scale, outputs)
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -109,6 +113,14 @@ class DiagonalGaussian:
         return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z)
 
 
+def is_bounded(log_scale: Tensor) -> bool:
+    """Whether all are seen to be within the bounds; where it is not for the host to look, they may be."""
+    if log_scale.numel() == 0 or not may_look_at(log_scale):
+        return False
+    least, most = log_scale.aminmax()
+    return bool(least >= MIN_LOG_SCALE) and bool(most <= MAX_LOG_SCALE)
+
+
 def standard_kl(mean: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
     """Returns the sum of kl_by_dimension for the standard normal prior, [..] of [.., L], in fewer passes."""
     return mean.square().addcmul_(scale, scale).sub_(1).sub_(log_scale, alpha=2).sum(-1).mul_(0.5)
@@ -120,10 +132,10 @@ class SampleWithKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = outputs.chunk(2, -1)
-        bounded = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        ctx.within_bounds = is_bounded(log_scale)
+        bounded = log_scale if ctx.within_bounds else log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
         scale = bounded.exp()
         ctx.save_for_backward(outputs, scale, noise)
-        ctx.within_bounds = may_look_at(log_scale) and torch.equal(bounded, log_scale)
         return torch.addcmul(mean, scale, noise), standard_kl(mean, bounded, scale)
 
     @staticmethod

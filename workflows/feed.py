@@ -19,8 +19,8 @@ from data.plan import NOISE_ROWS, Plan, Stretch, Window
 from vae.model import VAE
 from vae.rows import Rows
 
-# Rows of several steps, and their noise, made at once: a few calls for many steps, and memory that stays small beside the rows held. The
-# host waits for a GPU at the end of each, so there they are longer.
+# Rows of several steps, and their noise, made at once: a few calls for many steps, and memory that stays small beside the rows held; on a
+# GPU more of them, where small kernels take longer to launch than to run.
 STRETCH_BYTES, GPU_STRETCH_BYTES = 2**23, 2**25
 EVALUATION_ROWS = 1024
 # The noise of evaluation is the same in every epoch, so that epochs differ by their weights alone; no epoch has this number.
@@ -211,6 +211,13 @@ def training_stretches(
         if model.binarised:
             gathered = binarised(gathered, model, pixels.of(stretch, shards))
         yield stretch, gathered, noise.of(stretch, shards)
+
+
+def batch_before(plan: Plan, rows: SideRows, epoch: int, position: int, steps_back: int, model: VAE) -> Rows:
+    """Returns this worker's rows of the step that is so many steps back from `position` in an epoch, or of the epoch's first."""
+    taken = [step.index for step in plan.steps() if step.index < position]
+    stretch, some, _ = next(training_stretches(plan, rows, epoch, taken[max(0, len(taken) - steps_back)], model))
+    return some.slice(*stretch.offsets[:2].tolist())
 
 
 def evaluation_chunks(plan: Plan, rows: SideRows, side: int, num_samples: int, model: VAE) -> Iterator[tuple[int, Rows, Tensor]]:

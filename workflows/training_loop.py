@@ -31,7 +31,7 @@ from vae.rows import Rows
 from workflows.checkpoint import NUM_SUMS, Checkpoints, Progress, TrainingState
 from workflows.config import RunConfig
 from workflows.errors import ComputationError
-from workflows.feed import HeldRows, SideRows, StreamedRows, training_stretches
+from workflows.feed import HeldRows, SideRows, StreamedRows, batch_before, training_stretches
 from workflows.mailbox import Line, Message
 from workflows.memory import keep_freed_memory
 from workflows.model_config import ObjectiveConfig, TrainingConfig
@@ -221,9 +221,9 @@ def train_epoch(loss: nn.Module, state: TrainingState, worker: Worker, side_rows
             progress.step += 1
             progress.position = step.index + 1
             last = progress.step >= num_steps
-            if last or ledger.is_due or number + 1 == len(stretch.steps):
+            if last or ledger.is_due or progress.position == task.plan.num_steps:
                 settled = ledger.settle(progress, state.optimizer, worker.line.stop)
-                refuse_nonfinite(settled, stretch.offsets, number, rows, state, worker)
+                refuse_nonfinite(settled, side_rows, state, worker)
                 progress.unkept = [m for m in progress.unkept if m["step"] > worker.line.kept] + settled.metrics
                 worker.tell(progress.step, *settled.metrics, settled.status)
                 if settled.stop:
@@ -235,16 +235,15 @@ def train_epoch(loss: nn.Module, state: TrainingState, worker: Worker, side_rows
     return "end"
 
 
-def refuse_nonfinite(settled: Settled, offsets: np.ndarray, number: int, rows: Rows, state: TrainingState, worker: Worker) -> None:
+def refuse_nonfinite(settled: Settled, side_rows: SideRows, state: TrainingState, worker: Worker) -> None:
     """Raises ComputationError, on every worker, where too many steps in a row were not finite."""
     if not settled.halted:
         return
-    first = int(settled.first_nonfinite)
-    there = max(0, number - (state.progress.step - 1 - first))  # in this stretch
-    begin, end = offsets[there : there + 2].tolist()
-    found = describe_batch(rows.slice(begin, end), worker.task.columns)
+    progress, first = state.progress, int(settled.first_nonfinite)
+    rows = batch_before(worker.task.plan, side_rows, progress.epoch, progress.position, progress.step - first, state.model)
+    found = describe_batch(rows, worker.task.columns)
     raise ComputationError(
-        f"epoch {state.progress.epoch + 1}, step {first + 1} and those after it: the loss or its gradient is not finite, "
+        f"epoch {progress.epoch + 1}, step {first + 1} and those after it: the loss or its gradient is not finite, "
         f"{MAX_NONFINITE_STEPS} steps in a row, so training ends; what was saved is from before. Try a lower training.learning_rate. "
         f"Columns of the batch, standardised, the largest first:\n  {found}"
     )

@@ -19,7 +19,7 @@ from vae.objective import Loss, Objective
 from vae.rows import Rows
 from workflows.checkpoint import Progress, TrainingState
 from workflows.config import RunConfig
-from workflows.feed import HeldRows, StreamedRows, training_stretches
+from workflows.feed import HeldRows, StreamedRows, batch_before, training_stretches
 from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
 from workflows.scoring import scores, shard_sums
@@ -94,7 +94,7 @@ def test_an_epoch_that_goes_on_from_a_step_takes_the_same_steps_as_the_whole(pla
 
 @settings(max_examples=25)
 @given(plan=plans, num_workers=st.integers(2, 4), stretch_bytes=st.integers(1, 2000))
-def test_workers_meet_after_the_same_steps(plan: Plan, num_workers: int, stretch_bytes: int) -> None:
+def test_stretches_have_the_same_steps_on_every_worker(plan: Plan, num_workers: int, stretch_bytes: int) -> None:
     ends: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workflows.feed.STRETCH_BYTES", stretch_bytes)
@@ -103,6 +103,19 @@ def test_workers_meet_after_the_same_steps(plan: Plan, num_workers: int, stretch
             stretches = training_stretches(plan, held, 0, 0, small_model(), num_workers)
             ends.append([stretch.steps[-1].index for stretch, _, _ in stretches])
     assert all(of_rank == ends[0] for of_rank in ends)
+
+
+@settings(max_examples=25)
+@given(plan=plans, num_workers=st.integers(1, 3), taken=st.integers(1, 60), steps_back=st.integers(1, 70))
+def test_the_rows_of_a_step_that_was_taken_are_found_again(plan: Plan, num_workers: int, taken: int, steps_back: int) -> None:
+    steps = list(plan.steps())[:taken]
+    expected = steps_of(plan, 1, 2)[steps[max(0, len(steps) - steps_back)].index]
+    found: list[int] = []
+    for rank in range(num_workers):
+        held = holding_of(rows_of(plan.num_rows), plan, rank, num_workers)
+        rows = batch_before(plan, held, 2, steps[-1].index + 1, steps_back, small_model())
+        found += rows.values["x"][:, 0].int().tolist()
+    assert sorted(found) == [row for row, _ in expected]
 
 
 @settings(max_examples=25)
