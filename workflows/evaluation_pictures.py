@@ -90,7 +90,7 @@ def marginal_panels(real: Mapping[str, Mapping[str, Any]], generated: Mapping[st
     names = [name for name in real if real[name].get("frequencies") or real[name].get("quantiles")][:MAX_COLUMNS]
     across = 4
     down = max(1, -(-len(names) // across))
-    figure = Figure(figsize=(10, 2.1 * down), layout="constrained")
+    figure = Figure(figsize=(10, 2.5 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for panel in panels[len(names) :]:
         panel.axis("off")
@@ -111,7 +111,7 @@ def frequencies_panel(axes: Axes, real: Mapping[str, Any], generated: Mapping[st
     places = np.arange(len(order))
     for shift, side, colour, label in ((0.0, real, GREY, "real"), (0.4, generated, BLUE, "generated")):
         axes.bar(places + shift, [side["frequencies"][index] for index in order], 0.4, color=colour, label=label)
-    axes.set_xticks(places + 0.2, [shortened(str(real["categories"][index]), 8) for index in order], rotation=90)
+    axes.set_xticks(places + 0.2, [shortened(str(real["categories"][index]), 16) for index in order], rotation=90)
 
 
 def quantiles_panel(axes: Axes, real: Mapping[str, Any], generated: Mapping[str, Any]) -> None:
