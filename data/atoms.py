@@ -25,9 +25,10 @@ def atoms_of(summary: ColumnSummary) -> list[list[float]]:
     They are the values of at least MIN_SPIKE_SHARE, and all of a column that has few different ones. Zero and the ends are counted
     exactly, as the others' moments need it: -999 for what is not known is far from them.
     """
-    entries, moments, sketch = None if summary.repeated is None else summary.repeated.entries, summary.moments, summary.sketch
-    if entries is None or moments is None or sketch is None:
+    moments, sketch = summary.moments, summary.sketch
+    if summary.repeated is None or moments is None or sketch is None:
         return []
+    entries = summary.repeated.entries
     counts = dict(zip(entries.values.to_numpy().view(np.float64).tolist(), entries.counts.tolist(), strict=True))
     has_few = len(counts) <= MAX_FEW and sum(counts.values()) == sketch.count
     counts[0.0] = int(sketch.counts[sketch.bins == 0].sum())
@@ -36,8 +37,12 @@ def atoms_of(summary: ColumnSummary) -> list[list[float]]:
     return [[value, count / sketch.count] for value, count in sorted(counts.items()) if count >= least]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float64 are no better than rounding
 def without_atoms(summary: ColumnSummary, atoms: Sequence[Sequence[float]]) -> ColumnSummary:
-    """Returns the moments and the sketch of the other values; those of all where nothing is left, or nothing but rounding."""
+    """Returns the moments and the sketch of the other values; those of all where nothing is left, or nothing but rounding.
+
+    Where the atoms are so far away that sums without them are rounding, the moments are as the sketch knows the others.
+    """
     moments, sketch = summary.moments, summary.sketch
     assert moments is not None
     assert sketch is not None
@@ -47,10 +52,13 @@ def without_atoms(summary: ColumnSummary, atoms: Sequence[Sequence[float]]) -> C
         return summary
     mean = (moments.count * moments.mean - counts @ values) / left
     squares = moments.squares - counts @ (values - moments.mean) ** 2 - left * (mean - moments.mean) ** 2
-    if not squares[0] > MIN_REST * moments.squares[0]:
-        return summary
     taken = sketch.counts.copy()
     for value, count in zip(values, counts, strict=True):
         taken[sketch.bins == QuantileSketch.of(np.array([value])).bins[0]] -= int(count)
     rest = QuantileSketch(sketch.bins[taken > 0], taken[taken > 0])
+    if not squares[0] > MIN_REST * moments.squares[0]:
+        mean = np.atleast_1d(np.average(rest.middles(), weights=rest.counts))
+        squares = np.atleast_1d(rest.counts @ (rest.middles() - mean) ** 2)
+        if not squares[0]:
+            return summary
     return replace(summary, moments=replace(moments, count=left, mean=mean, squares=squares), sketch=rest)

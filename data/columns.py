@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from data.atoms import MAX_FEW, atoms_of, without_atoms
 from data.column import Column
-from data.grids import on_grid, relative_rounding, resolution, spike_of
+from data.grids import on_grid, relative_rounding, resolution
 from data.lattices import Lattice, counted_values, is_coarser, lattice_of, spike_on
 from data.listing import DataError
 from data.overrides import ColumnOverrideError, can_be, check_overrides
-from data.scales import heavy_tails, usable, warped_moments
+from data.scales import heavy_tails, tails_beside, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
 from data.types import integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
@@ -185,23 +185,24 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     integer = kind != "numeric" or pa.types.is_integer(values)
     column = plain(Column(name, kind, reason, integer=integer, shape=[1]), summary)
     tails = heavy_tails(sketch) if kind != "timestamp" else None
+    counted, counts = counted_values(summary)
     if integer:
         least, most = integer_range(values)
         column = with_stride(replace(column, lower=0 if kind == "count" else least, upper=most), values, summary)
     else:
         width, rounding = tails[1] if tails else None, relative_rounding(values)
         found = resolution(summary.off_grid, sketch, column.scale, width, rounding)
-        counted, counts = counted_values(summary)
-        lattice = lattice_of(counted, counts, width or column.scale, rounding) if len(counted) > MAX_FEW else None
+        many = len(counted) > MAX_FEW and int(counts.sum()) == sketch.count
+        lattice = lattice_of(counted, counts, width or column.scale, rounding) if many else None
         if lattice is not None and (found is None or is_coarser(lattice, *found)):
             column = with_steps(column, lattice, float(moments.minimum[0]))
-            return with_tails(replace(column, spike=spike_on(lattice, counted, counts)), summary, tails)
-        if found is not None:
+        elif found is not None:
             column = with_steps(column, Lattice(0.0, *found), float(moments.minimum[0]))
         elif atoms := atoms_of(summary):
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
-        column = replace(column, spike=spike_of(sketch, column.resolution, column.origin))
+        spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
+        column, tails = replace(column, spike=spike), tails if spike is None else (tails_beside(spike[0], sketch) or tails)
     return with_tails(column, summary, tails)
 
 

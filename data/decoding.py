@@ -11,10 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.column import Column
-from data.fields import atom_cells
+from data.fields import atom_cells, stored
 from data.grids import on_grid
 from data.lattices import TOLERANCE
 from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64, to_ticks
+
+# What a float32 that is drawn about a spike may be off, in roundings, and be its cell nevertheless.
+SPIKE_ROUNDINGS = 16
 
 
 def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
@@ -28,7 +31,7 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
         missing = np.asarray(missing.all(1) & (column.null_fraction > 0))
     match column.kind:
         case "boolean":
-            return pa.array(cells[:, 0] != 0, mask=missing)
+            return pa.array(cells[:, 0] > 0.5, mask=missing)  # of a probability, what is more probable
         case "categorical":
             # "Other" stands for values that are not kept, so it comes back as null.
             values = pa.array([*column.categories, None] if column.other else column.categories, plain_values(kind))
@@ -37,6 +40,8 @@ def decode(column: Column, kind: pa.DataType, cells: NDArray[Any], valid: NDArra
             numbers = unwarped(destandardised(cells[:, 0], column.scale, column.mean[0]), column)
             for (atom, _), cell in zip(column.atoms, atom_cells(column), strict=True):
                 numbers[cells[:, 0] == cell] = atom
+            if column.spike is not None and column.width is not None:
+                numbers[on_spike(column, cells[:, 0])] = column.spike[0]
             return column_to_arrow(numbers, column, kind, missing)
         case "vector":
             elements = destandardised(cells, column.scale, np.asarray(column.mean)).reshape(-1)
@@ -56,6 +61,13 @@ def destandardised(cells: NDArray[Any], scale: float, mean: float | NDArray[np.f
 def unwarped(u: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
     """Returns x of u = asinh((x - center) / width), or u itself where the column has no width."""
     return u if column.width is None else column.center + column.width * np.sinh(u)
+
+
+def on_spike(column: Column, cells: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns which cells [B] float32 does not tell from a drawn-in column's spike: far out, steps are closer than its digits."""
+    assert column.spike is not None
+    cell = np.float32(stored(column.spike[0], column))
+    return np.abs(cells - cell) <= SPIKE_ROUNDINGS * np.finfo(np.float32).eps * abs(cell)
 
 
 def column_to_arrow(numbers: NDArray[np.float64], column: Column, kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.scales import RESOLUTION, median_of_others
+from data.scales import median_of_others
 from data.sketches import QuantileSketch
 
 # Steps are looked for down to a millionth.
@@ -113,12 +113,3 @@ def on_grid(numbers: NDArray[np.float64], step: float, origin: float = 0.0) -> N
     if inverse and step == 1 / inverse:
         return np.rint((numbers - origin) * inverse) / inverse + (origin + 0.0)  # no negative zero
     return np.rint((numbers - origin) / step) * step + (origin + 0.0)
-
-
-def spike_of(sketch: QuantileSketch, step: float, origin: float = 0.0) -> list[float] | None:
-    """Returns the number on a grid that comes most often, and its share; None where that is small, or the sketch mixes it with others."""
-    most = int(np.argmax(sketch.counts))
-    middle, share = float(sketch.middles()[most]), float(sketch.counts[most]) / sketch.count
-    if share < MIN_SPIKE_SHARE or share == 1.0 or abs(middle) * RESOLUTION > step:
-        return None
-    return [float(on_grid(np.array(middle), step, origin)), share]

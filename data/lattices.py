@@ -34,13 +34,15 @@ class Lattice(NamedTuple):
 
 
 def counted_values(summary: ColumnSummary) -> tuple[Floats, Counts]:
-    """Returns a column's different floats, ascending, and their counts; none where not all were counted."""
-    entries, sketch = None if summary.repeated is None else summary.repeated.entries, summary.sketch
-    if entries is None or sketch is None or int(entries.counts.sum()) != sketch.count:
+    """Returns a column's different numbers, ascending, and their counts: at least the frequent ones, where all are too many."""
+    if summary.repeated is not None:
+        values, counts = summary.repeated.entries.values.to_numpy().view(np.float64), summary.repeated.entries.counts
+    elif summary.counts is not None:
+        values, counts = summary.counts.entries.values.to_numpy().astype(np.float64), summary.counts.entries.counts
+    else:
         return np.zeros(0), np.zeros(0, np.int64)
-    values = entries.values.to_numpy().view(np.float64)
     order = np.argsort(values)
-    return values[order], entries.counts[order]
+    return values[order], counts[order]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # distances beyond float64 are none of a grid
@@ -135,9 +137,11 @@ def is_exact(step: float) -> bool:
     return step == round(step) or step == 1 / max(1, round(1 / step))
 
 
-def spike_on(lattice: Lattice, values: Floats, counts: Counts) -> list[float] | None:
-    """Returns the most frequent value where it is on the grid and has a considerable share, and that share."""
+def spike_on(step: float, origin: float, values: Floats, counts: Counts, total: int) -> list[float] | None:
+    """Returns the most frequent of a column's values where it is on the grid and has a considerable share of all, and that share."""
+    if not len(counts):
+        return None
     most = int(np.argmax(counts))
-    share, nearest = float(counts[most] / counts.sum()), float(on_grid(values[most : most + 1], lattice.step, lattice.origin)[0])
-    on = abs(nearest - values[most]) <= 2 * TOLERANCE * lattice.step
+    share, nearest = float(counts[most] / total), float(on_grid(values[most : most + 1], step, origin)[0])
+    on = abs(nearest - values[most]) <= 2 * TOLERANCE * step
     return [nearest, share] if on and share >= MIN_SPIKE_SHARE else None

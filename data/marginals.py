@@ -73,9 +73,10 @@ def categories_of(column: Column) -> list[Any]:
 
 def frequencies(categories: Sequence[Any], summary: ColumnSummary) -> list[float]:
     """Returns each category's share of all rows; what is left of 1 are nulls and other values."""
-    num_rows, entries = summary.num_values + summary.num_nulls, summary.counts.entries if summary.counts is not None else None
-    if entries is None or not num_rows:
+    num_rows = summary.num_values + summary.num_nulls
+    if summary.counts is None or not num_rows:
         return [0.0] * len(categories)
+    entries = summary.counts.entries
     places = pc.index_in(pa.array(categories, entries.values.type), entries.values)
     counts = np.append(entries.counts, 0)[places.fill_null(len(entries.counts)).to_numpy(zero_copy_only=False)]
     return [float(count) / num_rows for count in counts]
@@ -83,7 +84,7 @@ def frequencies(categories: Sequence[Any], summary: ColumnSummary) -> list[float
 
 def quantiles(summary: ColumnSummary, standard_deviation: float) -> list[float] | None:
     """Returns the values at LEVELS: exact where values were counted, else the sketch's, or None where these are too coarse."""
-    if summary.counts is not None and summary.counts.exact and summary.counts.entries is not None:
+    if summary.counts is not None and summary.counts.exact:
         values, counts = summary.counts.entries
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         order = np.argsort(numbers)

@@ -15,6 +15,8 @@ MIN_TAIL_VALUES = 100
 # exponential 7.2, lognormal 16. Beyond this a Gaussian's tail is too light to hold them.
 HEAVY_TAIL = 6.0
 GAUSSIAN_DECILES = 2.563
+# A value that many rows have is far from the others beyond so many of their standard deviations.
+FAR_SPIKE = 10.0
 # What a sketch cannot tell apart, as a share of the value.
 RESOLUTION = 1 / 64
 # A scale to divide by: its inverse is finite in float64.
@@ -36,6 +38,18 @@ def heavy_tails(sketch: QuantileSketch) -> tuple[float, float] | None:
     if not max(most - center, center - least) > HEAVY_TAIL * max(spread_of(sketch), RESOLUTION * abs(center)):
         return None
     return center_and_width(sketch)
+
+
+def tails_beside(spike: float, sketch: QuantileSketch) -> tuple[float, float] | None:
+    """Returns center and width of the asinh that draws in a value which many rows have, far from the others; None where it is not far.
+
+    So -999 for what is not known leaves the others their scale.
+    """
+    others = sketch.without(spike)
+    if others.count < MIN_TAIL_VALUES:
+        return None
+    center, width = center_and_width(others)
+    return (center, width) if abs(spike - center) > FAR_SPIKE * max(width, RESOLUTION * abs(center)) else None
 
 
 @np.errstate(over="ignore")  # distances beyond float64 are infinite

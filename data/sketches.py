@@ -65,6 +65,11 @@ class QuantileSketch:
     def count(self) -> int:
         return int(self.counts.sum())
 
+    def without(self, value: float) -> QuantileSketch:
+        """Returns the sketch of what is in other bins than a value."""
+        others = self.bins != QuantileSketch.of(np.array([value])).bins[0]
+        return QuantileSketch(self.bins[others], self.counts[others])
+
     def quantile(self, q: float) -> float:
         return self.quantiles([q])[0]
 

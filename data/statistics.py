@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,6 @@ MAX_DISTINCT = 1_000_000
 # Integers with more different values than this are quantities, whose counts nobody asks for.
 MAX_DISTINCT_INTEGERS = 10_000
 MAX_DECIMAL_DIGITS = 76
-Overflow = Literal["approximate", "drop"]
 # So many different floats of a column are counted, the most frequent ones; of a leaf with more those that one in so many rows have.
 MAX_REPEATED = 1000
 # A value that 5 % of the rows have comes again among so many of them, but for once in 10^9 times.
@@ -187,8 +186,7 @@ def summarise(column: pa.ChunkedArray, categorical: bool = False) -> ColumnSumma
         summarise_numbers(column, summary)
         if pa.types.is_integer(kind) or is_temporal(kind):
             entries = integer_counts(to_ticks(column) if is_temporal(kind) else column)
-            limits: tuple[int, Overflow] = (MAX_DISTINCT, "approximate") if categorical else (MAX_DISTINCT_INTEGERS, "drop")
-            summary.counts = ValueCounts(*limits, (), 0, summary.num_values, 0).limited(entries)
+            summary.counts = ValueCounts.counted(entries, MAX_DISTINCT if categorical else MAX_DISTINCT_INTEGERS)
             note_distinct(entries.values, summary)
             summary.stride = stride_of(np.asarray(entries.values.to_numpy()))
     return summary
@@ -203,7 +201,6 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
         summary.sketch = QuantileSketch.of(finite)
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             summary.off_grid = off_grid_counts(finite, relative_rounding(column.type))
-        if pa.types.is_floating(column.type):
             ends = summary.moments.minimum[0], summary.moments.maximum[0]
             summary.at_ends = int(np.count_nonzero(finite == ends[0])), int(np.count_nonzero(finite == ends[1]))
             summary.repeated = repeated_values(finite)
@@ -213,16 +210,16 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
 
 
 def repeated_values(values: NDArray[np.float64]) -> ValueCounts:
-    """Returns how often the values [n], n >= 1, come, by their bits: of none where all of a sample differ, of the frequent ones where many
-    do."""
+    """Returns how often the values [n], n >= 1, come, by their bits; of many, the frequent ones, and none where all of a sample differ."""
     few = values[:: -(-len(values) // SAMPLE_VALUES)]
-    bits = (values[:0] if len(np.unique(few)) == len(few) else values + 0.0).view(np.int64)  # no negative zero
+    differ = len(values) > MAX_REPEATED and len(np.unique(few)) == len(few)
+    bits = (values[:0] if differ else values + 0.0).view(np.int64)  # no negative zero
     found = pc.value_counts(pa.array(bits, pa.int64()))
     entries = Entries(found.field("values"), found.field("counts").to_numpy())
     if len(entries.counts) > MAX_REPEATED:
         often = entries.counts * MAX_REPEATED >= len(values)
         entries = Entries(entries.values.filter(pa.array(often)), entries.counts[often])
-    return ValueCounts(MAX_REPEATED, "approximate", (), 0, int(entries.counts.sum()), 0).limited(entries)
+    return ValueCounts.counted(entries, MAX_REPEATED)
 
 
 def summarise_lists(column: pa.ChunkedArray, summary: ColumnSummary) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,23 +34,22 @@ class Entries(NamedTuple):
 class ValueCounts:
     """How often each value of a column of text, integers or booleans occurs: exactly, up to `capacity` distinct values.
 
-    With more (or more than MAX_VALUE_BYTES of text), "drop" releases the counts, and "approximate" keeps at most `capacity` of the most
-    frequent: the count of the first that does not fit is subtracted from all, and what is left without a count goes (Misra & Gries 1982;
-    merged, Agarwal et al., PODS 2012). A value's true count is then its count, 0 if absent, or up to `error` more. Ties go together, so
-    what is kept depends on counts alone, and when the subtractions happen on the sequence of merges alone.
+    With more (or more than MAX_VALUE_BYTES of text) at most `capacity` of the most frequent are kept: the count of the first that does not
+    fit is subtracted from all, and what is left without a count goes (Misra & Gries 1982; merged, Agarwal et al., PODS 2012). A value's
+    true count is then its count, 0 if absent, or up to `error` more. Ties go together, so what is kept depends on counts alone, and when
+    the subtractions happen on the sequence of merges alone.
 
-    parts: what was merged and waits for `finished`, consolidated first; none once dropped. total: values counted, nulls left out.
+    parts: what was merged and waits for `finished`, consolidated first. total: values counted, nulls left out.
     """
 
     capacity: int
-    on_overflow: Literal["approximate", "drop"]
     parts: tuple[Entries, ...]
     num_bytes: int
     total: int
     subtracted: int
 
     @staticmethod
-    def of(column: pa.ChunkedArray, capacity: int, on_overflow: Literal["approximate", "drop"] = "approximate") -> ValueCounts:
+    def of(column: pa.ChunkedArray, capacity: int) -> ValueCounts:
         """Returns the counts of a column's values. Raises TypeError for types that are not counted."""
         kind = plain_type(column.type)
         if pa.types.is_dictionary(column.type):
@@ -59,14 +58,17 @@ class ValueCounts:
         else:
             found = pc.value_counts(column.cast(kind))
             entries = valid_entries(found.field("values"), found.field("counts").to_numpy())
-        return ValueCounts(capacity, on_overflow, (), 0, int(entries.counts.sum()), 0).limited(entries)
+        return ValueCounts.counted(entries, capacity)
+
+    @staticmethod
+    def counted(entries: Entries, capacity: int) -> ValueCounts:
+        """Returns the counts of values that are counted already."""
+        return ValueCounts(capacity, (), 0, int(entries.counts.sum()), 0).limited(entries)
 
     def merge(self, other: ValueCounts) -> ValueCounts:
         """Returns the counts of both sets of values."""
-        assert (self.capacity, self.on_overflow) == (other.capacity, other.on_overflow)
+        assert self.capacity == other.capacity
         total, subtracted = self.total + other.total, self.subtracted + other.subtracted
-        if not self.parts or not other.parts:
-            return self.dropped(total)
         parts, num_bytes = self.parts + other.parts, self.num_bytes + other.num_bytes
         merged = replace(self, parts=parts, num_bytes=num_bytes, total=total, subtracted=subtracted)
         consolidated = parts[0].num_bytes
@@ -79,21 +81,15 @@ class ValueCounts:
     def limited(self, entries: Entries) -> ValueCounts:
         """Returns these counts with nothing but these entries, or with what of them fits."""
         least = count_to_subtract(entries, self.capacity)
-        if least and self.on_overflow == "drop":
-            return self.dropped(self.total)
         if least:
             keep = entries.counts > least
             entries = Entries(entries.values.filter(pa.array(keep)), entries.counts[keep] - least)
         return replace(self, parts=(entries,), num_bytes=entries.num_bytes, subtracted=self.subtracted + least)
 
-    def dropped(self, total: int) -> ValueCounts:
-        return replace(self, parts=(), num_bytes=0, total=total, subtracted=total)
-
     @property
-    def entries(self) -> Entries | None:
-        """The values and their counts, or None once dropped."""
-        parts = self.finished().parts
-        return parts[0] if parts else None
+    def entries(self) -> Entries:
+        """The values and their counts."""
+        return self.finished().parts[0]
 
     @property
     def error(self) -> int:
@@ -117,12 +113,9 @@ class ValueCounts:
     def most_common(self, n: int, min_count: int = 1) -> tuple[list[Any], list[int]]:
         """Returns up to n values that occur min_count times or more, and their counts: by count descending, then value ascending.
 
-        Text is in the order of its code points, as in Python. Empty once dropped.
+        Text is in the order of its code points, as in Python.
         """
-        entries = self.entries
-        if entries is None:
-            return [], []
-        values, counts = entries
+        values, counts = self.entries
         if n < len(counts):
             min_count = max(min_count, int(np.partition(counts, -n)[-n]))
         table = pa.table({"value": values, "count": counts}).filter(pa.array(counts >= min_count))

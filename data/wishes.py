@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from data.column import Column
-from data.columns import drawn_in, plain
+from data.columns import drawn_in, plain, with_tails
 from data.likelihood_names import COUNTS, MASSES, NAMES, WARPED_MASSES, possible_likelihoods
 from data.overrides import KINDS, ColumnOverrideError, can_be
-from data.scales import center_and_width, log1p_moments
+from data.scales import center_and_width, heavy_tails, log1p_moments
 from data.statistics import ColumnSummary, TableSummary
 from data.widening import without_dictionary
 
@@ -120,7 +120,11 @@ def has_greys(summary: ColumnSummary) -> bool:
 
 def with_likelihood(column: Column, summary: ColumnSummary, wish: str) -> Column:
     """Returns a column that can have a likelihood with it."""
-    column = replace(column, likelihood=wish, atoms=[], reason=f"{column.reason}; {wish}, named by model.likelihoods")
+    if column.atoms:  # these are values like others then, by which numbers are standardised
+        assert summary.sketch is not None
+        column = plain(replace(column, atoms=[], lower=None, upper=None), summary)
+        column = with_tails(column, summary, heavy_tails(summary.sketch))
+    column = replace(column, likelihood=wish, reason=f"{column.reason}; {wish}, named by model.likelihoods")
     return standardised_for(column, summary) if column.kind in ("numeric", "count", "timestamp") else column
 
 
@@ -144,8 +148,8 @@ def standardised_for(column: Column, summary: ColumnSummary) -> Column:
 
 def count_moments(summary: ColumnSummary) -> tuple[float, float]:
     """Returns mean and standard deviation of log(1 + k): exact where values were counted, else as the sketch knows k (to 1/128)."""
-    entries = summary.counts.entries if summary.counts is not None and summary.counts.exact else None
-    if entries is not None:
+    if summary.counts is not None and summary.counts.exact:
+        entries = summary.counts.entries
         return log1p_moments(entries.values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), entries.counts)
     assert summary.sketch is not None
     return log1p_moments(np.maximum(summary.sketch.middles(), 0.0), summary.sketch.counts)

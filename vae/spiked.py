@@ -55,6 +55,8 @@ class SpikedLogistics(Logistics):
 
     atoms: Tensor
     start: Tensor
+    flagged: Tensor
+    cell_of: Tensor
 
     def __init__(
         self,
@@ -74,19 +76,22 @@ class SpikedLogistics(Logistics):
             start[cell, : 1 + len(found)] = torch.cat([1 - shares.sum(0, keepdim=True), shares]).clamp(min=MIN_SHARE).log()
         self.register_buffer("atoms", places, persistent=False)
         self.register_buffer("start", start, persistent=False)
-        self.num_features, self.num_rest = 2 * size, self.num_outputs
+        self.register_buffer("flagged", (~places.isnan()).flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("cell_of", torch.cat([torch.arange(size), self.flagged // most]), persistent=False)
+        self.num_features, self.num_rest = len(self.cell_of), self.num_outputs
         self.num_outputs += start.numel()
 
     def features(self, values: Tensor) -> Tensor:
-        """Returns the numbers, and 1 for those on an atom, [B, 2 D]."""
-        on_atom = (values[..., None] == self.atoms).any(-1)
-        return torch.cat([values, on_atom.to(values.dtype)], -1)
+        """Returns the numbers, 0 of those on an atom, which may be far from them, and a flag for each atom, [B, D + all atoms]."""
+        on_atom = values[..., None] == self.atoms
+        flags = on_atom.flatten(-2).index_select(-1, self.flagged)
+        return torch.cat([values.masked_fill(on_atom.any(-1), 0.0), flags.to(values.dtype)], -1)
 
     def observed_features(self, values: Tensor, valid: Tensor) -> Tensor:
-        return super().observed_features(values, valid.expand(values.shape).repeat(1, 2))
+        return super().observed_features(values, valid.expand(values.shape)[:, self.cell_of])
 
     def cell_of_feature(self) -> Tensor:
-        return torch.arange(self.size).repeat(2)
+        return self.cell_of
 
     def forward(self, outputs: Tensor) -> SpikedCells:
         rest, shares = torch.split(outputs, [self.num_rest, self.start.numel()], -1)

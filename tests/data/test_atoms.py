@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_what_is_left_has_the_moments_of_the_other_values(share: float, atom: fl
     assert left.moments.count[0] == left.sketch.count == len(rest)
     assert left.moments.mean[0] == pytest.approx(rest.mean(), rel=1e-9, abs=1e-9)
     assert math.sqrt(left.moments.squares[0] / len(rest)) == pytest.approx(rest.std(), rel=1e-4)
+
+
+@pytest.mark.parametrize("sentinel", [1e7, -1e9, 1e20, 9.96921e36, -3.4028235e38, -1.7e308])
+def test_what_stands_for_no_data_however_far_leaves_the_others_apart(sentinel: float) -> None:
+    x = 10 + 3 * numbers()
+    x[: N // 3] = sentinel
+    encoding, column = decide(x)
+    assert (column.atoms, column.field_kind) == ([[sentinel, pytest.approx(1 / 3, abs=1e-3)]], "spiked")
+    arrays = encoding.encode(pa.table({"x": x}), "here")
+    back = np.asarray(encoding.decode_column("x", arrays["spiked"], np.ones(N, np.bool_)))
+    assert (back[: N // 3] == sentinel).all()
+    assert np.abs(back - x)[N // 3 :].max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(12, 2), pa.decimal128(38, 9)], ids=str)
+def test_decimals_have_atoms_as_floats_have(kind: pa.DataType) -> None:
+    cents = np.rint(np.abs(np.random.default_rng(0).normal(1e6, 5e5, N)))
+    cents[::2] = 0
+    _, column = decide([Decimal(int(value)).scaleb(-2) for value in cents], kind)
+    _, expected = decide(cents / 100)
+    assert expected.atoms == [[0.0, 0.5]]
+    assert replace(column, reason=expected.reason) == expected
 
 
 def test_a_column_of_nothing_but_atoms_keeps_the_moments_of_all() -> None:

@@ -368,6 +368,13 @@ def test_booleans_and_categories_of_every_type_come_back_exactly(drawn: Any, beg
         assert len(set(values) - {None}) < 2
 
 
+def test_a_probability_decodes_as_the_boolean_that_is_more_probable() -> None:
+    """So are missing booleans filled, and reconstructed ones read."""
+    encoding = fit(pa.table({"x": [True, False], "beside": [0.1, 0.7]}))
+    probabilities = np.array([[0.05], [0.49], [0.51], [1.0]], np.float32)
+    assert encoding.decode_column("x", probabilities, np.ones(4, np.bool_)).to_pylist() == [False, False, True, True]
+
+
 @settings(max_examples=100)
 @given(values=st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), min_size=1, max_size=30), kept=st.sets(st.sampled_from("abcde")))
 def test_categories_that_are_not_kept_are_one_other_and_come_back_as_null(values: list[str | None], kept: set[str]) -> None:

@@ -124,7 +124,7 @@ def test_a_grid_so_fine_that_its_masses_are_a_density_is_none() -> None:
     assert column_of(values).resolution is None
 
 
-@pytest.mark.parametrize("rows_per_leaf", [100, 1000, NUM_ROWS])
+@pytest.mark.parametrize("rows_per_leaf", [7, 100, 999, 1000, NUM_ROWS])
 def test_the_row_groups_do_not_matter(rows_per_leaf: int) -> None:
     values = standard(integers())
     whole = column_of(values, rows_per_leaf=NUM_ROWS)
@@ -132,6 +132,12 @@ def test_the_row_groups_do_not_matter(rows_per_leaf: int) -> None:
     assert (found.resolution, found.origin, found.off_grid) == (whole.resolution, whole.origin, whole.off_grid)
     assert found.reason == f"double type; steps of {found.resolution:g} from {found.origin:g}"
     assert found.resolution == pytest.approx(1 / integers().std(), rel=1e-12)
+
+
+def test_a_column_that_is_mostly_null_has_its_grid_in_any_row_groups() -> None:
+    values = [value if row % 50 == 0 else None for row, value in enumerate(np.repeat(standard(integers()), 50).tolist())]
+    for rows_per_leaf in (500, 2000):
+        assert fit(pa.table({"x": values}), rows_per_leaf).columns[0].resolution == pytest.approx(1 / integers().std(), rel=1e-12)
 
 
 def test_more_than_a_thousand_values_are_not_counted_and_have_a_density() -> None:

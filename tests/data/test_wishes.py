@@ -20,7 +20,7 @@ from data.encoding import TableEncoding
 from data.fields import LOG_JACOBIAN
 from data.likelihood_names import CONTINUOUS, COUNTS, MASSES, NAMES, SHADES, WARPED_MASSES
 from data.overrides import ColumnOverrideError, counted_columns, key_column
-from data.statistics import merge_all, summarise_table
+from data.statistics import TableSummary, merge_all, summarise, summarise_table
 from data.wishes import MAX_RAW_COUNT, check_likelihoods, with_likelihoods
 
 N = 600
@@ -272,6 +272,19 @@ def test_a_density_named_for_decimals_is_one_and_its_jacobian_that_of_the_scale(
     assert encoding.decode_column("degrees", cells, np.ones(2, np.bool_)).to_pylist() == [
         round(float(cell) * degrees.scale + degrees.mean[0], 1) for cell in cells[:, 0]
     ]
+
+
+@pytest.mark.parametrize("wish", ["gaussian", "student_t", "logistics"])
+def test_a_density_named_for_numbers_with_atoms_is_standardised_by_all(wish: str) -> None:
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(1000) < 0.2, -999.0, rng.normal(10, 1, 1000))
+    table = pa.table({"x": values})
+    summary = TableSummary((1000, 0, 0), {"x": summarise(table["x"])})
+    (decided,) = decide_columns(table.schema, summary, None, {}, Rules())
+    assert len(decided.atoms) == 1
+    (column,) = with_likelihoods([decided], summary, {"x": wish})
+    assert (column.atoms, column.field_kind, column.lower, column.upper) == ([], "numeric", None, None)
+    assert [*column.mean, column.scale] == pytest.approx([values.mean(), values.std()])
 
 
 def test_what_names_and_types_forbid_is_refused_before_any_value_is_read_and_all_at_once() -> None:

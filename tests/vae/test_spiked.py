@@ -73,13 +73,19 @@ def test_scores_at_the_ends_of_float32_leave_everything_finite(value: float) -> 
         assert torch.autograd.grad(log_prob.sum(), said)[0].isfinite().all()
 
 
-def test_the_encoder_sees_the_number_and_whether_it_is_an_atom() -> None:
+def test_the_encoder_sees_the_number_or_which_atom_it_is() -> None:
     found = likelihood().float()
-    values = torch.tensor([[0.0, 0.0], [1.0, 2.0], [torch.nan, 3.0]])
+    values = torch.tensor([[0.0, 0.5], [1.0, 2.0], [torch.nan, 3.0]])
     valid = torch.tensor([[True, True], [True, True], [False, True]])
-    assert found.observed_features(values, valid).tolist() == [[0, 0, 1, 0], [1, 2, 0, 1], [0, 3, 0, 1]]
-    assert found.observed_features(values[:2], torch.tensor([[True], [False]])).tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
-    assert found.cell_of_feature().tolist() == [0, 1, 0, 1]
+    of_rows = [[0, 0.5, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+    assert found.observed_features(values, valid).tolist() == of_rows
+    assert found.observed_features(values[:2], torch.tensor([[True], [False]])).tolist() == [of_rows[0], [0] * 6]
+    assert found.cell_of_feature().tolist() == [0, 1, 0, 1, 1, 1]
+
+
+def test_what_the_encoder_sees_does_not_depend_on_which_number_stands_for_an_atom() -> None:
+    seen = [SpikedLogistics(1, [[[atom, 0.2]]]).features(torch.tensor([[atom], [0.7]])).tolist() for atom in (0.0, -999.0)]
+    assert seen[0] == seen[1] == [[0, 1], [pytest.approx(0.7), 0]]
 
 
 @pytest.mark.parametrize("atoms", [[], [[[0.0, 0.5]]], [[[0.0, 0.5]], []]])
