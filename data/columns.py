@@ -99,8 +99,8 @@ def null_fraction(item: pa.Field, summary: ColumnSummary) -> float:
 def infer(item: pa.Field, summary: ColumnSummary, override: Mapping[str, Any], rules: Rules) -> Column:
     """Returns the column but for its null fraction."""
     name, kind, values = item.name, override.get("kind"), without_dictionary(item.type)
-    if kind == "ignored":
-        return Column(name, "ignored", NAMED)
+    if kind == "ignored" or not name:
+        return Column(name, "ignored", NAMED if name else "it has no name; give it one to have it modelled")
     not_modelled = Column(name, "ignored", f"columns of type {values} are not modelled")
     if unsuitable(item) is not None:
         return not_modelled

@@ -94,6 +94,21 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, Fou
     return parquet
 
 
+def takes_in(path: str, filesystem: fs.FileSystem, folder: str) -> bool:
+    """Whether a folder or glob that is an input also names files that would be written into a folder on a filesystem."""
+    there, root = open_filesystem(path)
+    kind = there.get_file_info(root).type
+    if there != filesystem or kind == fs.FileType.File:
+        return False
+    root, parts = (root, []) if kind == fs.FileType.Directory else split_glob(root)
+    if not PurePosixPath(folder).is_relative_to(root):
+        return False
+    names = PurePosixPath(folder).relative_to(root).parts
+    files = [(*names, *below, "part.parquet") for below in ((), ("model_version=1",))]
+    folders = [names[:depth] for depth in range(len(names) + 1)]
+    return not parts or any(is_named(parts, name, True) for name in folders) or any(is_named(parts, name, False) for name in files)
+
+
 def split_glob(path: str) -> tuple[str, list[str]]:
     """Returns the folder that a glob looks in, and the parts of the path below it: from the first that may match many names on."""
     parts = path.split("/")

@@ -45,13 +45,14 @@ class Unit:
 class State:
     """What the output holds (records by output name), which files are to be done, and the records of files that are gone.
 
-    emptied: the output of files that have no row now, which goes.
+    emptied: the output of files that have no row now, which goes; moved: that of files which are there under another path.
     """
 
     done: dict[str, Record]
     to_do: list[DataFile]
     vanished: dict[str, Record]
     emptied: list[str]
+    moved: list[str]
 
 
 def state_of(
@@ -81,7 +82,10 @@ def state_of(
     inputs = {file.relative_path for file in table.files} | set(table.bad)
     gone = {name: record for name, record in done.items() if record["input"] not in inputs}
     vanished = {name: record for name, record in gone.items() if partition is None or in_partition(record["input"], partition)}
-    return State(done, to_do, vanished, emptied)
+    there = {(file.identity, file.mtime_ns) for file in table.files}
+    moved = [name for name, record in vanished.items() if (record["identity"], record["mtime_ns"]) in there]
+    done, vanished = ({name: record for name, record in part.items() if name not in moved} for part in (done, vanished))
+    return State(done, to_do, vanished, emptied, moved)
 
 
 def at_listing(record: Record) -> dict[str, int | None]:

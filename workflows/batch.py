@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
+from data.listing import takes_in
 from data.output import OutputError, OutputFolder
 from data.stores import address
-from data.table import Table
 from workflows.actors import ModelFiles, Pool
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig
 from workflows.checks import ConfigError
@@ -44,12 +44,11 @@ def model_files(pinned: PinnedModel) -> ModelFiles:
     return ModelFiles(pinned.files, {f"vae.{key}": str(value) for key, value in known.items() if value is not None})
 
 
-def refuse_output_in_input(table: Table, output: OutputFolder) -> None:
+def refuse_output_in_input(paths: str | list[str], output: OutputFolder) -> None:
     """Raises OutputError where the next run would read this run's output."""
-    folders = {file.path.removesuffix(file.relative_path) for file in table.files}
-    inside = [folder for folder in folders if f"{output.path}/".startswith(folder)]
-    if inside and table.filesystem == output.filesystem:
-        raise OutputError(f"output.path {output.address} lies in the input folder {inside[0]}: the next run would read it; choose another")
+    for path in [paths] if isinstance(paths, str) else paths:
+        if takes_in(path, output.filesystem, output.path):
+            raise OutputError(f"output.path {output.address} lies in the input {path}: the next run would read it; choose another")
 
 
 def claim_pool(config: BatchClusterConfig) -> Pool:

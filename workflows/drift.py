@@ -140,23 +140,34 @@ def chosen(
             yield from quantities(model, encoding, kept, part.path)
 
 
-def reference_for(config: DriftConfig, model: VAE, encoding: TableEncoding, record: Mapping[str, Any]) -> Reference:
-    """Returns what new rows are compared with: the configured table's rows, else what the bundle (table.json: record) keeps.
+def open_reference(config: DriftConfig, encoding: TableEncoding) -> Table | None:
+    """Returns the table that new rows are to be compared with, where one is named.
 
-    Raises ConfigError where there is neither, or a column that is to be ignored is none of the model's; DataError for a bad table.
+    Raises ConfigError where a column that is to be ignored is none of the model's; DataError for a table that does not fit it.
     """
     unknown = sorted(set(config.ignore) - set(encoding.inputs))
     if unknown:
         raise ConfigError(f"drift.ignore names {unknown}, which the model does not read; it reads {encoding.inputs}")
     if config.reference is None:
+        return None
+    table = open_table(config.reference, encoding.inputs)
+    encoding.check_schema(table.schema, str(config.reference), table.partitions)
+    return table
+
+
+def reference_for(config: DriftConfig, model: VAE, encoding: TableEncoding, record: Mapping[str, Any]) -> Reference:
+    """Returns what new rows are compared with: the configured table's rows, else what the bundle (table.json: record) keeps.
+
+    Raises ConfigError where there is neither, or as open_reference does.
+    """
+    table = open_reference(config, encoding)
+    if table is None:
         if record.get("drift") is None:
             raise ConfigError(
                 "the model keeps no reference for drift: it was trained by an earlier version, or on too few rows. Give one by "
                 "--drift.reference TABLE, of rows like those that it was trained on but not these themselves"
             )
         return Reference.from_json(record["drift"])
-    table = open_table(config.reference, encoding.inputs)
-    encoding.check_schema(table.schema, str(config.reference), table.partitions)
     parts = list(chosen(model, encoding, table, VALIDATION, (1.0, 0.0), config.num_rows))
     return Reference.of(parts, str(config.reference), category_shares(encoding, stored_marginals(record)))
 

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from data.listing import DataError
+from data.table import Table
 from workflows.baselines import compare_with_baselines
 from workflows.batch import claim_pool, held, rate, record_job, refuse_lost_output, where
 from workflows.cluster import connected
 from workflows.diagnostics import drift_section, generated_section, health_section, usefulness_section
+from workflows.drift import open_reference
 from workflows.errors import CheckFailed, Incomplete, ServiceError, logger
 from workflows.evaluate_config import EvaluateConfig
 from workflows.evaluation_page import model_card, page_of
@@ -44,11 +46,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     scoring = candidate_scoring(config, pin(config.model, config.registry.tracking_uri))
+    reference = open_reference(config.drift, scoring.encoding)
     registry = Registry(config.registry.tracking_uri)
     rival = find_rival(registry, config, scoring) if config.promote else None
-    known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, rival.sha256 if rival else ""))
+    known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, reference, rival.sha256 if rival else ""))
     if known is not None and not scoring.job.look().units:
         logger.info("%s holds this evaluation already; nothing to do", scoring.job.output.path)
+        refuse_bad_files(known | {"repeated": True}, dict(scoring.job.table.bad))
         return checked(config, known | {"repeated": True})
     scoring.job.root.claim(scoring.job.claim)
     with connected(config.cluster.address), one_thread():
@@ -63,16 +67,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     champion = scoring.pinned.sha256 if promoted else rival.sha256 if rival else ""
     page = page_of(evaluation, sections, line, training_curves(registry, scoring))
     card = model_card(line, sections, evaluation)
-    texts = put_evaluation(scoring.job.output, asked(config, scoring, champion), sections, line, page, card)
+    texts = put_evaluation(scoring.job.output, asked(config, scoring, reference, champion), sections, line, page, card)
     record(registry, config, scoring, sections, line, texts)
     refuse_bad_files(line, done.contents["quarantined"])
     return checked(config, line)
 
 
-def asked(config: EvaluateConfig, scoring: Scoring, champion_sha256: str) -> dict[str, Any]:
+def asked(config: EvaluateConfig, scoring: Scoring, reference: Table | None, champion_sha256: str) -> dict[str, Any]:
     """Returns what decides an evaluation's numbers, plain JSON: a second one of the same would find the same."""
+    table = scoring.job.table
     options = {key: value for key, value in flatten(without_passwords(asdict(config))).items() if key.split(".")[0] not in UNDECIDING}
-    return {"made_by": scoring.job.made_by, "data": scoring.job.table.fingerprint, "champion": champion_sha256, "options": options}
+    more = ({"bad": dict(table.bad)} if table.bad else {}) | ({"reference": reference.fingerprint} if reference is not None else {})
+    return {"made_by": scoring.job.made_by, "data": table.fingerprint, "champion": champion_sha256, "options": options} | more
 
 
 def evaluated(config: EvaluateConfig, scoring: Scoring) -> tuple[Evaluation, Done]:

@@ -50,7 +50,7 @@ class Plan:
     """What a look at input and output found. contents: what the manifest is to say, without the files that are to be done.
 
     said: what the newest manifest says; number: the number that the next one gets; gone: output name -> input file that is gone;
-    emptied: the output of files that have no row now.
+    emptied, moved: the output of files that have no row now, or another path.
     """
 
     units: list[Unit]
@@ -59,10 +59,11 @@ class Plan:
     number: int
     gone: dict[str, str]
     emptied: list[str]
+    moved: list[str]
 
     @property
     def is_work(self) -> bool:
-        return bool(self.units or self.emptied) or self.contents != {key: self.said.get(key, {}) for key in self.contents}
+        return bool(self.units or self.emptied or self.moved) or self.contents != {key: self.said.get(key, {}) for key in self.contents}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class FileJob:
 
         Raises OutputError, TryAgain where another job holds the output, DataError where a file's data is bad and not put aside.
         """
-        refuse_output_in_input(self.table, self.root)
+        refuse_output_in_input(self.data.path, self.root)
         self.root.claim(self.claim)
         plan, records = self.look(), []
         contents = plan.contents
@@ -154,7 +155,7 @@ class FileJob:
             "quarantined": self._elsewhere(said, "quarantined") | dict(self.table.bad),
             "vanished": self._elsewhere(said, "vanished") | ({} if self.prune else dict.fromkeys(gone.values(), "kept")),
         }
-        return Plan(units, contents, said, number + 1, gone, state.emptied)
+        return Plan(units, contents, said, number + 1, gone, state.emptied, state.moved)
 
     def _elsewhere(self, said: dict[str, Any], key: str) -> dict[str, Any]:
         """Returns what the newest manifest says of files that this run does not look at."""
@@ -181,7 +182,7 @@ class FileJob:
             "units": plan.contents["units"] | {record["output"]: made(record) for record in records if "fault" not in record},
             "quarantined": plan.contents["quarantined"] | {record["input"]: record["fault"] for record in records if "fault" in record},
         }
-        for name in [*plan.emptied, *(plan.gone if self.prune else [])]:
+        for name in [*plan.emptied, *plan.moved, *(plan.gone if self.prune else [])]:
             self.output.remove(name)
         put_manifest(self.output, self.pinned, self.name, contents, plan.number, complete=not contents["quarantined"])
         return contents
@@ -293,5 +294,7 @@ def say(done: Done, prune: bool) -> None:
         logger.warning("input files that are gone: %s; their rows %s", ", ".join(named(done.plan.gone.values())), fate)
     if done.plan.emptied:
         logger.warning("input files that have no row any more: %d; their output is gone with them", len(done.plan.emptied))
+    if done.plan.moved:
+        logger.info("input files that have another path now: %d; their output was made under it", len(done.plan.moved))
     for name, count in done.unseen.items():
         logger.warning("column %s: %d values that training did not see, encoded as other or missing", name, count)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar, get_args
@@ -97,6 +97,17 @@ def likely(name: str, known: list[str]) -> list[str]:
     return (same or difflib.get_close_matches(name, known, cutoff=0.75))[:3]
 
 
+def files_first(arguments: list[str]) -> list[str]:
+    """Returns a command line with its --config files in front, so that its other options overrule them wherever they stand."""
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        part = files if argument == "--config" or argument.startswith("--config=") else others
+        part += [argument, *islice(rest, 1)] if argument == "--config" else [argument]
+    return files + others
+
+
 def parse(config_type: type[Config], arguments: list[str] | None = None) -> Config:
     """Returns the configuration of defaults < --config file < command line; unknown keys and wrong types exit with 2."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -105,7 +116,7 @@ def parse(config_type: type[Config], arguments: list[str] | None = None) -> Conf
     parser = Parser(prog=program, usage=usage, description=config_type.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_type, None)
-    given = parser.parse_args(parser.with_values(sys.argv[1:] if arguments is None else arguments))
+    given = parser.parse_args(files_first(parser.with_values(sys.argv[1:] if arguments is None else arguments)))
     for file in given.config or []:  # what is unknown and empty there is not among what was parsed
         parser.refuse_empty(yaml.safe_load(Path(str(file)).read_text(encoding="utf-8")) or {})
     parser.refuse_empty(given.as_dict())

@@ -2,8 +2,8 @@
 
     python workflows/reconstruct.py --model models:/NAME@champion --data.path TABLE --output.path FOLDER [--section.key value ...]
 
-Reads Parquet and a model version. Writes FOLDER/model_version=N/*.parquet with the training table's columns, one output file per input
-file. A second run does nothing; new files only add; the output of a changed file is replaced at once.
+Reads Parquet and a model version. Writes FOLDER/model_version=N/*.parquet with the training table's columns (others are left out, and
+named), one output file per input file. A second run does nothing; new files only add; the output of a changed file is replaced at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from data.output import OutputFolder
 from vae.bundle_files import describe
 from workflows.batch_config import ReconstructConfig
 from workflows.checks import ConfigError
+from workflows.errors import logger
 from workflows.file_job import FileJob, open_input, perform
 from workflows.imputation_task import Imputed, output_schema
 from workflows.job import run
@@ -42,7 +43,10 @@ def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise ConfigError(f"output.standard_deviations adds columns {twice}, which the table has already; leave it out or rename them")
-    table = open_input(config.data, encoding.schema.names, partial(check_schema, encoding))
+    others: dict[str, None] = {}
+    table = open_input(config.data, encoding.schema.names, partial(check_schema, encoding, others))
+    if others:
+        logger.warning("columns that the training table did not have are left out: %s", ", ".join(map(repr, others)))
     what = Imputed(table.filesystem, encoding.schema, config.output.standard_deviations)
     claim = {"job": "reconstruct", "model_name": pinned.name, "standard_deviations": config.output.standard_deviations}
     root = OutputFolder.open(config.output.path)
@@ -51,9 +55,10 @@ def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
     )
 
 
-def check_schema(encoding: TableEncoding, schema: pa.Schema, where: str, spelled: Collection[str]) -> None:
-    """Raises DataError for a file that lacks a column of the training table, or does not fit the model."""
+def check_schema(encoding: TableEncoding, others: dict[str, None], schema: pa.Schema, where: str, spelled: Collection[str]) -> None:
+    """Raises DataError for a file that lacks a column of the training table, or does not fit the model; notes columns besides these."""
     encoding.check_schema(schema, where, spelled)
+    others.update(dict.fromkeys(name for name in schema.names if name not in encoding.schema.names))
     missing = [name for name in encoding.schema.names if name not in schema.names]
     if missing:
         raise DataError(f"{where}: the training table's columns {missing} are missing")

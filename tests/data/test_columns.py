@@ -631,3 +631,10 @@ def test_each_reason_is_said_once_whatever_the_number_of_leaves() -> None:
     for column in columns.values():
         parts = re.split("; |, ", column.reason)
         assert len(parts) == len(set(parts))
+
+
+def test_a_column_without_a_name_is_ignored() -> None:
+    """As spreadsheets and R write their row numbers; MLflow takes no such column."""
+    table = pa.table({"": [1.5, 2.5, 1.5], "x": [0.1, 0.7, 0.3]})
+    column = decide_columns(table.schema, summarise_table(table, (3, 0, 0)), None, {}, Rules())[0]
+    assert (column.kind, column.reason) == ("ignored", "it has no name; give it one to have it modelled")

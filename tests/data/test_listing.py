@@ -12,11 +12,23 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.listing import NULL_PARTITION, DataError, find_files, in_partition, is_named, partition_type, partition_values, spelled_scalar
+from data.listing import (
+    NULL_PARTITION,
+    DataError,
+    find_files,
+    in_partition,
+    is_named,
+    open_filesystem,
+    partition_type,
+    partition_values,
+    spelled_scalar,
+    takes_in,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -161,3 +173,29 @@ def test_a_glob_names_what_pythons_does(tmp_path: Path, depth: int) -> None:
         pythons = glob.glob(f"{tmp_path}/{'/'.join(parts)}", recursive=True)
         # To glob, ** below a file is that file with a slash behind it, which is no path.
         assert named == {os.path.normpath(path) for path in pythons if os.path.exists(path)}, parts
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "expected"),
+    [
+        ("", "out", True),
+        ("", "../out", False),
+        ("a.parquet", "out", False),
+        ("*.parquet", "out", False),
+        ("*", "out", True),
+        ("p*", "out", False),
+        ("**/*.parquet", "out", True),
+        ("*/*.parquet", "out", True),
+        ("*/*/*.parquet", "out", True),
+        ("*/*/*.parquet", "a/b/c", False),
+        ("b/*", "b/out", True),
+        ("b/*", "out", False),
+    ],
+)
+def test_an_input_takes_in_an_output_where_the_next_reading_would_find_its_files(
+    path: str, folder: str, expected: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "table" / "a.parquet")
+    filesystem, output = open_filesystem(str(tmp_path / "table" / folder))
+    assert takes_in(f"{tmp_path}/table/{path}", filesystem, output) is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert (config.data.path, config.data.key) == ("from-line", "id")
     assert (config.model.latent_dim, config.model.hidden_dims) == (3, [7, 5])
     assert config.training == TrainingConfig()
+
+
+@pytest.mark.parametrize("form", [lambda file: ["--config", file], lambda file: [f"--config={file}"]])
+def test_the_command_line_overrules_a_file_that_stands_behind_it(form: Callable[[str], list[str]], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("training: {epochs: 3, learning_rate: 0.01}\ndata: {path: from-file}\n")
+    config = parse(TrainConfig, ["--training.epochs", "5", *form(str(file)), "--data.path", "from-line"])
+    assert (config.training.epochs, config.training.learning_rate, config.data.path) == (5, 0.01, "from-line")
 
 
 def test_lists_and_maps_are_read_as_json_or_yaml() -> None:

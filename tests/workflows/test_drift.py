@@ -32,6 +32,7 @@ from workflows.drift import (
     drift_report,
     found_drift,
     model_quantities,
+    open_reference,
     quantities,
     reference_for,
     training_reference,
@@ -195,6 +196,15 @@ def test_a_reference_may_be_a_table(watch: Watch, tmp_path: Path) -> None:
 def test_an_unknown_column_to_ignore_is_refused(watch: Watch) -> None:
     with pytest.raises(ConfigError, match=r"drift.ignore names \['day'\], which the model does not read"):
         reference_for(DriftConfig(ignore=["day", "x0"]), watch.model, watch.encoding, {})
+
+
+def test_a_named_reference_is_looked_at_before_anything_is_scored(watch: Watch, tmp_path: Path) -> None:
+    assert open_reference(DriftConfig(), watch.encoding) is None
+    table = open_reference(DriftConfig(str(write(tmp_path / "table", 300))), watch.encoding)
+    assert table is not None
+    assert table.num_rows == 300
+    with pytest.raises(DataError, match="nowhere: nothing is there"):
+        open_reference(DriftConfig(str(tmp_path / "nowhere")), watch.encoding)
 
 
 def test_drift_is_said_with_where_it_is(watch: Watch) -> None:

@@ -48,7 +48,7 @@ class Jobs:
     def __init__(self, trained: Trained, address: str) -> None:
         self.common = ["--model", "models:/digits@candidate", "--cluster.address", address, "--registry.tracking_uri", trained.tracking_uri]
 
-    def encode(self, table: Path, output: Path, *more: object) -> dict[str, Any]:
+    def encode(self, table: Path | list[str], output: Path, *more: object) -> dict[str, Any]:
         options = [*self.common, "--data.path", str(table), "--output.path", str(output), *map(str, more)]
         return encode.main(parse(EncodeConfig, options))
 
@@ -204,6 +204,24 @@ def test_what_changed_is_done_again_and_what_vanished_stays_until_pruned(jobs: J
     nothing = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     jobs.encode(table, output, "--output.prune", "true")
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == nothing
+
+
+def test_a_file_that_has_another_path_now_is_there_once(jobs: Jobs, table: Path, tmp_path: Path) -> None:
+    """Moved, or named as one of several inputs, whose common folder is another one."""
+    output = tmp_path / "out"
+    jobs.encode(table, output)
+    (table / "later").mkdir()
+    (table / "part-2.parquet").rename(table / "later" / "part-9.parquet")
+    moved = jobs.encode(table, output)
+    assert (moved["num_units_done"], moved["num_units_skipped"], moved["num_files_vanished"]) == (1, 2, 0)
+    assert sorted(contents(output)) == sorted(manifest(moved)["units"]) == ["later%2Fpart-9.parquet", "part-0.parquet", "part-1.parquet"]
+    shutil.copytree(table / "later", tmp_path / "more")
+    rows = pq.read_table(tmp_path / "more" / "part-9.parquet").slice(0, 5)
+    pq.write_table(rows, tmp_path / "more" / "part-9.parquet")
+    grown = jobs.encode([str(table), str(tmp_path / "more")], output)
+    assert grown["num_files_vanished"] == 0
+    keys = ds.dataset(output / "model_version=1").to_table()["id"].to_pylist()
+    assert sorted(keys) == sorted([*ds.dataset(table).to_table()["id"].to_pylist(), *rows["id"].to_pylist()])
 
 
 def test_the_output_of_a_file_that_has_no_row_now_goes(jobs: Jobs, table: Path, tmp_path: Path) -> None:

@@ -334,6 +334,9 @@ def test_a_bad_file_is_put_aside_and_named_and_what_was_scored_is_scored_again_o
     assert exit_code(stopped.value) == 65
     line = stopped.value.result
     assert report_of(line)["scores"] == report_of(first)["scores"]
+    with pytest.raises(Incomplete, match=r"c\.parquet") as stopped:
+        jobs.evaluate("models:/digits/1", tmp_path / "table", tmp_path / "out", *options)
+    assert (exit_code(stopped.value), stopped.value.result) == (65, line | {"repeated": True})
     (tmp_path / "table" / "c.parquet").unlink()
     output = tmp_path / "out"
     again = jobs.evaluate("models:/digits/1", tmp_path / "table", output, "--evaluate.label", "label", "--force", "true")
@@ -354,6 +357,10 @@ def test_what_does_not_fit_is_refused_before_any_compute(trained: Trained, table
     pq.write_table(rows, tmp_path / "table" / "b.parquet")
     with pytest.raises(DataError, match="column 'ink' is missing"):
         nowhere.evaluate("models:/digits/1", tmp_path / "table", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"drift.ignore names \['ikn'\], which the model does not read"):
+        nowhere.evaluate("models:/digits/1", table, tmp_path / "out", "--drift.ignore", "[ikn]")
+    with pytest.raises(DataError, match="nowhere: nothing is there"):
+        nowhere.evaluate("models:/digits/1", table, tmp_path / "out", "--drift.reference", tmp_path / "nowhere")
     with pytest.raises(SystemExit):
         nowhere.evaluate("models:/digits/1", table, tmp_path / "out", "--data.split", "holdout")
     assert not (tmp_path / "out").exists()
@@ -417,3 +424,9 @@ def test_drift_can_stop_a_schedule(jobs: Jobs, table: Path, tmp_path: Path) -> N
     assert "column ink" in drifted
     said = jobs.evaluate("models:/digits/1", moved, tmp_path / "out", "--data.split", "all")
     assert said["drift"] is True
+    reference = tmp_path / "reference.parquet"
+    named = ("--data.split", "all", "--drift.reference", reference)
+    for of, drift in ((moved, False), (next(table.glob("*.parquet")), True)):  # under one name, another table is another evaluation
+        shutil.copy(of, reference)
+        line = jobs.evaluate("models:/digits/1", moved, tmp_path / "out", *named)
+        assert (line["drift"], line["repeated"]) == (drift, False)

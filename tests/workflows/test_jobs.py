@@ -330,7 +330,7 @@ def test_a_wrong_start_ends_before_any_compute_with_its_code(arguments: tuple[st
 def test_encode_and_generate_say_why_they_cannot(trained: Trained, tmp_path: Path) -> None:
     inside = encode(trained, trained.table / "out")
     assert inside.code == 73
-    assert "lies in the input folder" in inside.stderr
+    assert f"lies in the input {trained.table}: the next run would read it" in inside.stderr
     unknown = run_job(trained.folder, "generate.py", "--model", "models:/digits@champion", "--num_rows", 1, "--output.path", tmp_path / "o")
     assert unknown.code == 76
     assert "champion" in unknown.stderr
