@@ -140,8 +140,8 @@ class RegistryConfig:
     """Registered model that gets the new version."""
 
     def check(self) -> None:
-        is_name = bool(self.model_name.strip()) and not {"/", ":"}.intersection(self.model_name)
-        require(is_name, "registry.model_name", self.model_name, "a name without / and :")
+        is_name = bool(self.model_name.strip()) and not {"/", ":", "'", '"'}.intersection(self.model_name)
+        require(is_name, "registry.model_name", self.model_name, "a name without / and : and quotes")
         require(bool(self.experiment.strip()), "registry.experiment", self.experiment, "a name")
 
 

@@ -20,7 +20,7 @@ from workflows.evaluation_page import model_card, page_of
 from workflows.evaluation_report import REPORT_JSON, REPORT_PAGE, headlines, metrics_of, put_evaluation, score_section, stored_line, tags_of
 from workflows.file_job import Done, refuse_bad_files, say
 from workflows.inference_gaps import audit_section
-from workflows.lineage import flatten
+from workflows.lineage import flatten, parameters
 from workflows.pinned import pin, without_passwords
 from workflows.promotion import find_rival, judge, promote
 from workflows.registry import Registry
@@ -126,7 +126,7 @@ def record(
     record_job(
         config.registry,
         pinned,
-        flatten(asdict(config)),
+        parameters(asdict(config)),
         numbers,
         json.loads(texts[REPORT_JSON]),
         texts,

@@ -123,5 +123,10 @@ def quantiles_panel(axes: Axes, real: Mapping[str, Any], generated: Mapping[str,
     axes.xaxis.set_major_locator(MaxNLocator(3))  # long numbers run into each other
 
 
+def literal(text: str) -> str:
+    """Returns text from a table as matplotlib shows it unchanged: what lies between two dollars it would take for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def shortened(text: str, length: int = 24) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return literal(text if len(text) <= length else text[: length - 1] + "…")

@@ -37,7 +37,7 @@ from workflows.cluster import connected
 from workflows.errors import Incomplete, logger
 from workflows.file_task import FileTask
 from workflows.lease import Fence
-from workflows.lineage import flatten
+from workflows.lineage import parameters
 from workflows.pinned import PinnedModel, pin
 
 MAX_NAMED = 10
@@ -206,7 +206,7 @@ def perform(config: Config, job_of: Callable[[Config, PinnedModel], FileJob]) ->
     result = {"job": job.name, "model_name": pinned.name, "model_version": pinned.version, **done.counts(), **where(job.output)}
     result |= rate(result, started)
     if done.worked:
-        record_job(config.registry, pinned, flatten(asdict(config)), result, done.contents)
+        record_job(config.registry, pinned, parameters(asdict(config)), result, done.contents)
     refuse_bad_files(result, done.contents["quarantined"])
     return result
 

@@ -35,7 +35,7 @@ from workflows.errors import logger
 from workflows.generation_task import GenerateTask
 from workflows.job import run
 from workflows.lease import Fence
-from workflows.lineage import flatten
+from workflows.lineage import parameters
 from workflows.pinned import PinnedModel, pin, without_password
 from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
 
@@ -56,7 +56,7 @@ def main(config: GenerateConfig) -> dict[str, Any]:
             if not is_whole(output):  # another job may have ended just now
                 made = generated(config, pinned, encoding, record, table, claim, output, fence)
                 result = json_line(config, pinned, output, started)
-                record_job(config.registry, pinned, flatten(asdict(config)), result, {"units": made})
+                record_job(config.registry, pinned, parameters(asdict(config)), result, {"units": made})
                 return result
     logger.info("%s holds these rows already; nothing to do", output.address)
     return json_line(config, pinned, output, started)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from workflows.cluster import ROOT
 
 # What a registered model needs where it is loaded.
 PINNED = ("torch", "numpy", "pyarrow", "pandas", "safetensors", "mlflow")
+
+
+# Options that are a mapping from columns.
+BY_COLUMN = ("data.columns", "model.likelihoods", "condition")
 
 
 def pinned_requirements() -> list[str]:
@@ -33,9 +38,16 @@ def lineage() -> dict[str, str]:
     return tags
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested sections as section.key -> value."""
+def flatten(config: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()) -> dict[str, Any]:
+    """Returns nested sections as section.key -> value; those named in `whole` as they are."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        is_section = isinstance(value, dict) and value and f"{prefix}{key}" not in whole
+        flat |= flatten(value, f"{prefix}{key}.", whole) if is_section else {f"{prefix}{key}": value}
     return flat
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as parameters of an MLflow run, in whose names the columns' would not all be allowed."""
+    flat = flatten(config, whole=BY_COLUMN)
+    return flat | {key: json.dumps(flat[key], sort_keys=True) for key in BY_COLUMN if flat.get(key)}

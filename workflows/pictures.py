@@ -18,6 +18,7 @@ from data.reading import RowReader, plain_text
 from data.table import Table
 from vae.model import VAE
 from vae.rows import Rows
+from workflows.evaluation_pictures import literal
 
 SAMPLE_ROWS = 2000
 IMAGES_PER_ROW = 12
@@ -26,10 +27,10 @@ MAX_COLOURS = 20
 FULL_SHARE = 0.99
 
 
-def sample_rows(table: Table, encoding: TableEncoding, num_rows: int = SAMPLE_ROWS) -> pa.Table:
+def sample_rows(table: Table, encoding: TableEncoding, max_batch_bytes: int, num_rows: int = SAMPLE_ROWS) -> pa.Table:
     """Returns up to num_rows rows from the table's first row groups, with the columns that the model reads."""
     parts: list[pa.Table] = []
-    with RowReader(table.filesystem, encoding.schema_of(encoding.inputs)) as reader:
+    with RowReader(table.filesystem, encoding.schema_of(encoding.inputs), max_batch_bytes) as reader:
         for _, rows in (part for group in table.row_groups() for part in reader.slices(group)):
             parts.append(rows)
             if sum(part.num_rows for part in parts) >= num_rows:
@@ -111,8 +112,8 @@ def latent_plane(z_mean: NDArray[np.float32], labels: NDArray[Any] | None, name:
     else:
         for label in sorted(set(labels), key=lambda text: (len(text), text)):
             here = labels == label
-            axes.scatter(plane[here, 0], plane[here, 1], s=6, label=label)
-        axes.legend(title=name, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+            axes.scatter(plane[here, 0], plane[here, 1], s=6, label=literal(label))
+        axes.legend(title=literal(str(name)), markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(title="latent means, two main directions (PCA)", xlabel="first", ylabel="second")
     return figure
 
@@ -130,7 +131,7 @@ def image_grid(images: NDArray[Any], column: Column, title: str) -> Figure:
 
 def draw(lines: Sequence[NDArray[Any]], column: Column, title: str) -> Figure:
     figure = Figure(figsize=(IMAGES_PER_ROW * 0.8, 0.8 * max(1, len(lines)) + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     lit = np.concatenate([line[line > 0] for line in lines if line.size] or [np.ones(1)])
     top = float(np.quantile(lit, FULL_SHARE)) if lit.size else 1.0
     for axes, image in zip(

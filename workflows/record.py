@@ -29,7 +29,7 @@ from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
 from workflows.drift import training_reference
 from workflows.errors import ComputationError, ServiceError, logger
-from workflows.lineage import flatten, lineage
+from workflows.lineage import flatten, lineage, parameters
 from workflows.metrics_log import MetricsLog
 from workflows.pictures import sample_rows, save_training_pictures
 from workflows.pinned import relative_store, without_password, without_passwords
@@ -100,7 +100,7 @@ def record_start(
     this.save()
     tags = lineage() | {"run_name": this.name, "job": job} | ({"mlflow.parentRunId": parent} if parent else {})
     experiment_id = registry.open_experiment(config.registry.experiment)
-    run_id = registry.open_run(experiment_id, this.name, this.key, flatten(resolved), tags)
+    run_id = registry.open_run(experiment_id, this.name, this.key, parameters(resolved), tags)
     first = config.data.path if isinstance(config.data.path, str) else config.data.path[0]
     registry.log_input(run_id, first, prepared.sources[TRAIN].table.fingerprint, "training table")
     registry.log_json(run_id, resolved, "config.json")
@@ -166,7 +166,7 @@ def record_end(
         for path in bundle.iterdir():
             this.write(f"bundle/{path.name}", path.read_bytes())
         pictures.mkdir()
-        rows = sample_rows(table, encoding)
+        rows = sample_rows(table, encoding, config.data.max_batch_bytes)
         save_training_pictures(pictures, load_bundle(bundle).model, encoding, rows, progress.history)
         if log.close(LOG_CLOSE_S):
             raise ServiceError(f"MLflow at {without_password(registry.uri)} does not answer; {kept(this, name)}")

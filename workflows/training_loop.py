@@ -199,12 +199,14 @@ def is_last(progress: Progress, training: TrainingConfig, num_steps: int) -> boo
     patience = training.patience
     stale = progress.best_elbo is not None and patience > 0 and progress.epoch - 1 - progress.best_epoch >= patience
     late = training.max_time_s is not None and progress.elapsed_s >= training.max_time_s
-    return progress.epoch >= training.num_epochs or progress.step >= num_steps or stale or (late and progress.position == 0)
+    return progress.epoch >= training.num_epochs or stale or (progress.position == 0 and (late or progress.step >= num_steps))
 
 
 def train_epoch(loss: nn.Module, state: TrainingState, worker: Worker, side_rows: SideRows, num_steps: int) -> str:
     """Takes the epoch's steps that are left; returns why it ended: "end" of the epoch, steps or time, or "stop"."""
     task, progress = worker.task, state.progress
+    if progress.step >= num_steps:  # a stop came with the last step: the epoch is to be scored yet
+        return "end"
     ledger = Ledger(task.training, task.run, num_steps, worker.rank == 0)
     loss.train()
     num_samples = objective_of(task.objective).num_samples

@@ -18,7 +18,7 @@ from workflows.checks import ConfigError
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
-from workflows.lineage import flatten
+from workflows.lineage import flatten, parameters
 from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.pinned import default_tracking_uri, without_password
 
@@ -276,3 +276,20 @@ def test_small_tables_get_more_epochs_and_more_patience(num_rows: int, epochs: i
     asked = TrainingConfig(epochs=7, early_stopping_patience=3)
     assert asked.for_rows(num_rows) == asked
     assert TrainingConfig(epochs=300).for_rows(num_rows).patience == 30
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "bob's", 'the "best"', " "])
+def test_a_model_name_that_the_registry_cannot_look_up_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"registry\.model_name"):
+        parse(TrainConfig, ["--data.path", "x", "--registry.model_name", name])
+
+
+def test_options_by_column_are_one_parameter_whatever_the_columns_names() -> None:
+    config = {"data": {"path": "x", "columns": {"income ($)": {"kind": "count"}}}, "model": {"likelihoods": {}}, "condition": None}
+    assert parameters(config) == {
+        "data.path": "x",
+        "data.columns": '{"income ($)": {"kind": "count"}}',
+        "model.likelihoods": {},
+        "condition": None,
+    }
+    assert flatten(config)["data.columns.income ($).kind"] == "count"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
 from workflows.scoring import scores, shard_sums
 from workflows.steps import Ledger, compiled, describe_batch, take_step
+from workflows.training_loop import is_last, train_epoch
 
 LATENT_DIM = 2
 FIELDS: list[dict[str, Any]] = [{"name": "x", "likelihood": "gaussian", "size": 3, "valid_size": 3}]
@@ -412,3 +414,13 @@ def test_several_samples_per_row_follow_it_to_any_worker() -> None:
         found.append(pairs)
     assert found[0] == found[1]
     assert len(found[0]) == 50
+
+
+def test_a_run_that_stopped_with_its_last_step_scores_that_epoch_and_takes_no_step_more() -> None:
+    training = TrainingConfig(epochs=1, early_stopping_patience=0)
+    progress = Progress(step=30, position=30)
+    assert not is_last(progress, training, 30)
+    state: Any = SimpleNamespace(progress=progress)
+    assert train_epoch(small_model(), state, SimpleNamespace(task=None), None, 30) == "end"  # type: ignore[arg-type]
+    assert is_last(Progress(step=30, epoch=1), training, 30)
+    assert is_last(Progress(step=30, best_elbo=0.0), training, 30)
