@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
 CONNECT_S = 10.0
+# A job's own tasks and actors hold resources for a moment after their end; what is held for longer is worth a word, and another one later.
+HELD_FOR_LONG_S, SAY_AGAIN_S = 5.0, 30.0
 # What a Ray of one job does without: looking for nodes that are taken away, and metrics that nobody reads.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
@@ -32,6 +34,11 @@ ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED"
 def is_submitted() -> bool:
     """Whether this process is a job's entry point on a cluster, in a working directory that goes away with it."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def is_shared(address: str | None) -> bool:
+    """Whether a job that names this address runs on a cluster that is there for others too, and on none of its own."""
+    return bool(address or os.environ.get("RAY_ADDRESS")) or is_submitted()
 
 
 @contextmanager
@@ -48,10 +55,11 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A worker that stands still leaves no process group: it is ended all the same, not 30 s later.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
+    shared = is_shared(address)
     address = address or os.environ.get("RAY_ADDRESS")
     refuse_silent(address)
     try:
-        if address or is_submitted():
+        if shared:
             ray.init(
                 address=address or "auto",
                 runtime_env=None if is_submitted() else {"py_modules": [str(ROOT / name) for name in PACKAGES]},
@@ -107,6 +115,7 @@ class Workers:
     use_gpu: bool
     per_worker: dict[str, float]
     resize_interval_s: float
+    shares_cluster: bool = False
 
     @property
     def is_elastic(self) -> bool:
@@ -114,8 +123,9 @@ class Workers:
 
     @property
     def reading_cpus(self) -> int:
-        """What a reading task takes: none beside workers that take whatever CPUs there are, or both would wait for ever."""
-        return 0 if self.is_elastic else 1
+        """What a reading task takes: none beside workers, of this job or others, that take whatever CPUs there are, or all would wait for
+        ever."""
+        return 0 if self.is_elastic or self.shares_cluster else 1
 
     def scaling(self) -> ScalingConfig:
         """Returns this as Ray Train takes it."""
@@ -138,7 +148,8 @@ def claim_workers(config: ClusterConfig) -> Workers:
     use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.fewest_workers)
     per_worker = {"CPU": float(config.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     needed = {name: amount * config.fewest_workers for name, amount in per_worker.items()}
-    workers = Workers(config.num_workers, config.fewest_workers, use_gpu, per_worker, config.resize_interval_s)
+    shared = is_shared(config.address)
+    workers = Workers(config.num_workers, config.fewest_workers, use_gpu, per_worker, config.resize_interval_s, shared)
     require_resources(needed | {"CPU": needed["CPU"] + workers.reading_cpus}, config.start_timeout_s)
     return workers
 
@@ -152,7 +163,7 @@ def choose_gpu(num_workers: int) -> bool:
 
 
 def require_resources(needed: dict[str, float], timeout_s: float) -> None:
-    """Returns when the cluster has what is needed; says so while it waits.
+    """Returns when the cluster has what is needed, and others do not hold it; says so while it waits.
 
     Raises ServiceError at once where not even a grown cluster could have it, and after timeout_s where it did not come.
     """
@@ -161,17 +172,25 @@ def require_resources(needed: dict[str, float], timeout_s: float) -> None:
     if short:
         there = describe({name: possible.get(name, 0) for name in needed})
         raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {there}; ask for fewer workers")
-    deadline = time.monotonic() + timeout_s
-    said = 0.0
-    while any(ray.cluster_resources().get(name, 0) < amount for name, amount in needed.items()):
-        if time.monotonic() > deadline:
-            raise ServiceError(f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(ray.cluster_resources())}")
-        if time.monotonic() - said > 30:
-            logger.info(
-                "waiting for nodes: %s needed, %s here", describe(needed), describe({n: ray.cluster_resources().get(n, 0) for n in needed})
+    began = time.monotonic()
+    say_at, asked = began + HELD_FOR_LONG_S, False
+    while not all(ray.available_resources().get(name, 0) >= amount for name, amount in needed.items()):
+        have = ray.cluster_resources()
+        missing = any(have.get(name, 0) < amount for name, amount in needed.items())
+        here = describe({name: (have if missing else ray.available_resources()).get(name, 0) for name in needed})
+        if time.monotonic() > began + timeout_s:
+            raise ServiceError(
+                f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(have)}, free of it "
+                f"{describe(ray.available_resources())}"
             )
-            said = time.monotonic()
+        if missing and not asked:
+            asked = True
             request_resources(needed)
+            say_at = time.monotonic()
+        if time.monotonic() >= say_at:
+            what = "nodes" if missing else "what other jobs hold"
+            logger.info("waiting for %s: %s needed, %s %s", what, describe(needed), here, "here" if missing else "free")
+            say_at = time.monotonic() + SAY_AGAIN_S
         time.sleep(1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,11 +23,16 @@ from ray._private.log import PlainRayHandler
 from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, HEALTH_CHECK_INTERVAL_S_ENV_VAR
+from ray.train.v2._internal.constants import (
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+)
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
-from workflows.errors import ComputationError, logger
+from workflows.errors import ComputationError, ServiceError, logger
 from workflows.job import known_cause
 from workflows.mailbox import Ear, Message
 
@@ -40,7 +46,12 @@ SILENCE_S = 5.0
 Hear = Callable[[Message], None]
 
 # Variables that Ray Train hands on to workers, which have no use for them.
-OF_THE_CONTROLLER = {HEALTH_CHECK_INTERVAL_S_ENV_VAR, ENABLE_PREEMPTION_WATCHER_ENV_VAR}
+OF_THE_CONTROLLER = {HEALTH_CHECK_INTERVAL_S_ENV_VAR, ENABLE_PREEMPTION_WATCHER_ENV_VAR, WORKER_GROUP_START_TIMEOUT_S_ENV_VAR}
+# Starts of the workers that may fail before the run does; each is given its part of the time, or as long as workers take to start at least.
+MAX_FAILED_STARTS = 3
+LEAST_START_S = 60.0
+# How often it is said that workers are waited for.
+SAY_WAITING_S = 30.0
 
 
 class Workers(WorkerGroup):
@@ -93,11 +104,13 @@ class DriverTrainer(TorchTrainer):
         return controller.get_result()
 
 
-def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> None:
-    """Waits for the training, handing on what the workers say as it comes. Raises as fit does.
+def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear, start_timeout_s: float) -> None:
+    """Waits for the training, handing on what the workers say as it comes.
 
-    The controller runs in a thread of its own, so that the main thread hears the workers, and Ctrl-C.
+    Raises as fit does; ServiceError where workers did not start in time. The controller runs in a thread of its own, so that the main
+    thread hears the workers, and Ctrl-C.
     """
+    os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(max(LEAST_START_S, start_timeout_s / (1 + MAX_FAILED_STARTS)))
     outcome: Future[ray.train.Result] = Future()
 
     def fit() -> None:
@@ -115,10 +128,13 @@ def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> Non
         hear(message)
 
     threading.Thread(target=fit, daemon=True).start()
-    ear = Ear(mailbox, take)
+    ear, begun, num_said = Ear(mailbox, take), time.monotonic(), 0
     try:
         while not outcome.done():
             ear.listen(0.5)
+            if not said and time.monotonic() - begun > SAY_WAITING_S * (1 + num_said):
+                num_said += 1
+                logger.info("waiting for the workers to start, for %.0f s by now: others may hold what they need", SAY_WAITING_S * num_said)
     except KeyboardInterrupt:
         logger.info("stopping: the workers save where they stand")
         ray.get(mailbox.stop.remote())
@@ -136,6 +152,11 @@ def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear) -> Non
     except ray.train.TrainingFailedError as error:
         if known_cause(error) is not None:
             raise
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise ServiceError(
+                f"the workers did not start within {time.monotonic() - begun:.0f} s: no node has what one of them needs, or others hold "
+                f"it; the cluster has {ray.cluster_resources()}, free are {ray.available_resources()}. See --cluster.start_timeout_s"
+            ) from error
         raise ComputationError(describe_failure(error, ray.get(mailbox.silence.remote()))) from error
 
 

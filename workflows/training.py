@@ -37,7 +37,7 @@ from workflows.errors import logger
 from workflows.feed import EVALUATION_ROWS
 from workflows.mailbox import Mailbox
 from workflows.runs import Run
-from workflows.trainer import DriverTrainer, Hear, run_trainer
+from workflows.trainer import MAX_FAILED_STARTS, DriverTrainer, Hear, run_trainer
 from workflows.training_loop import WorkerTask, train_worker
 
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
@@ -197,10 +197,10 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
             name=f"attempt-{checkpoints.attempt:06d}",
             storage_path=f"{run.folder}/ray",
             storage_filesystem=run.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
-    run_trainer(trainer, mailbox, hear)
+    run_trainer(trainer, mailbox, hear, config.cluster.start_timeout_s)
 
 
 def datasets(prepared: Prepared, num_shards: int, workers: Workers, max_batch_bytes: int) -> dict[str, Any]:
