@@ -20,7 +20,7 @@ from data.overrides import ColumnOverrideError, can_be, check_overrides
 from data.scales import heavy_tails, tails_beside, usable, warped_moments
 from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
-from data.types import integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
+from data.types import calendar_range, integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
 from data.widening import unsuitable, without_dictionary
 
 # Values with probabilities of their own that a column's reason names.
@@ -187,7 +187,7 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     tails = heavy_tails(sketch) if kind != "timestamp" else None
     counted, counts = counted_values(summary)
     if integer:
-        least, most = integer_range(values)
+        least, most = ends_of(values, summary)
         column = with_stride(replace(column, lower=0 if kind == "count" else least, upper=most), values, summary)
     else:
         width, rounding = tails[1] if tails else None, relative_rounding(values)
@@ -204,6 +204,16 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
         column, tails = replace(column, spike=spike), tails if spike is None else (tails_beside(spike[0], sketch) or tails)
     return with_tails(column, summary, tails)
+
+
+def ends_of(values: pa.DataType, summary: ColumnSummary) -> tuple[int, int]:
+    """Returns the ends of a column of integers or points in time: its type's, or the calendar's where no value lies beyond them."""
+    least, greatest = integer_range(values)
+    if not is_temporal(values) or summary.moments is None:
+        return least, greatest
+    first, last = calendar_range(values)
+    within = float(first) <= summary.moments.minimum[0], summary.moments.maximum[0] <= float(last)
+    return first if within[0] else least, last if within[1] else greatest
 
 
 def with_stride(column: Column, values: pa.DataType, summary: ColumnSummary) -> Column:

@@ -74,13 +74,13 @@ def column_to_arrow(numbers: NDArray[np.float64], column: Column, kind: pa.DataT
     """Returns a column's numbers, which are overwritten, as it has them, in its type."""
     values = plain_values(kind)
     found = numbers_to_arrow(supported(numbers, column), values, missing)
-    if column.integer and column.resolution != 1:  # float64 holds no ticks of nanoseconds
+    if column.integer and (column.resolution != 1 or is_temporal(values)):  # float64 holds no ticks of nanoseconds
         found = on_stride(found, column, values)
     return found.cast(kind)
 
 
 def on_stride(found: pa.Array, column: Column, kind: pa.DataType) -> pa.Array:
-    """Returns integers or points in time at the nearest ones of their column's grid, exactly."""
+    """Returns integers or points in time at the nearest ones of their column's grid, within its ends, exactly."""
     assert column.resolution is not None
     assert column.lower is not None
     assert column.upper is not None
