@@ -100,7 +100,7 @@ def test_generated_points_in_time_stay_on_the_calendar_where_the_real_ones_do(ki
     table = pa.table({"x": from_ticks(pa.array(ticks, ticks_type(kind)), kind)})
     encoding = fit(table)
     assert (encoding.columns[0].lower, encoding.columns[0].upper) == (low, high)
-    made = encoding.decode_column("x", np.float32([[-1e18], [-3], [3], [1e18]]), np.ones(4, np.bool_))
+    made = encoding.decode_column("x", np.array([[-1e18], [-3], [3], [1e18]], np.float32), np.ones(4, np.bool_))
     assert all(low <= tick <= high for tick in to_ticks(made).to_pylist())
     if kind != pa.time64("ns") and getattr(kind, "unit", "s") != "ns":  # Python has no nanoseconds
         assert len(made.to_pylist()) == 4
