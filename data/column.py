@@ -19,6 +19,8 @@ class Column:
     resolution: the step of the grid that values lie on (of integers 1 or more), so that each is given the mass of its interval and not a
     density; None for numbers on no grid. origin: a number on the grid; 0 where values are multiples of the step. off_grid: the share of
     those that are not on it; each has the mass of the step around it.
+    base: of integers beyond 2^53 that lie close together, a whole number which is subtracted before they become float64; the mean is then
+    counted from it.
     lower and upper: the ends of their range, None for no end.
     likelihood: its name where one was named; the model knows what it means.
     log_mean, log_scale: mean and standard deviation of log(1 + k) of counts whose likelihood takes them as they are.
@@ -58,6 +60,7 @@ class Column:
     binarize: bool = False
     spike: list[float] | None = None
     atoms: list[list[float]] = field(default_factory=list)
+    base: int = 0
 
     def __post_init__(self) -> None:
         if self.integer and self.resolution is None:

@@ -18,9 +18,8 @@ from data.lattices import Lattice, counted_values, is_coarser, lattice_of, spike
 from data.listing import DataError
 from data.overrides import ColumnOverrideError, can_be, check_overrides
 from data.scales import heavy_tails, tails_beside, usable, warped_moments
-from data.schema import MAX_EXACT_INTEGER
 from data.statistics import ColumnSummary, TableSummary
-from data.types import integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
+from data.types import MAX_EXACT_INTEGER, calendar_range, integer_range, is_list, is_number, is_temporal, is_text, ticks_per_day
 from data.widening import unsuitable, without_dictionary
 
 # Values with probabilities of their own that a column's reason names.
@@ -71,9 +70,9 @@ def decide_columns(
                     "store them as null, or take them for nulls by --data.nonfinite null"
                 )
         if column.kind != "ignored" and not np.isfinite([*column.mean, column.scale]).all():
-            faults.append(
-                f"column {item.name!r} has values too large to standardise (up to {largest(column_summary):g}); rescale or ignore it"
-            )
+            assert column_summary.moments is not None
+            most = column_summary.moments.magnitude
+            faults.append(f"column {item.name!r} has values too large to standardise (up to {most:g}); rescale or ignore it")
         columns.append(column)
     if faults:
         raise DataError("unsuitable values in the training rows:\n  " + "\n  ".join(faults))
@@ -81,12 +80,6 @@ def decide_columns(
         reasons = "; ".join(f"{column.name}: {column.reason}" for column in columns)
         raise DataError(f"no column is left to model ({reasons}); give kinds by data.columns")
     return columns
-
-
-def largest(summary: ColumnSummary) -> float:
-    """Returns the largest magnitude among a column's finite values."""
-    assert summary.moments is not None
-    return float(max(summary.moments.maximum.max(), -summary.moments.minimum.min()))
 
 
 def null_fraction(item: pa.Field, summary: ColumnSummary) -> float:
@@ -187,7 +180,7 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
     tails = heavy_tails(sketch) if kind != "timestamp" else None
     counted, counts = counted_values(summary)
     if integer:
-        least, most = integer_range(values)
+        least, most = ends_of(values, summary)
         column = with_stride(replace(column, lower=0 if kind == "count" else least, upper=most), values, summary)
     else:
         width, rounding = tails[1] if tails else None, relative_rounding(values)
@@ -204,6 +197,16 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
         spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
         column, tails = replace(column, spike=spike), tails if spike is None else (tails_beside(spike[0], sketch) or tails)
     return with_tails(column, summary, tails)
+
+
+def ends_of(values: pa.DataType, summary: ColumnSummary) -> tuple[int, int]:
+    """Returns the ends of a column of integers or points in time: its type's, or the calendar's where no value lies beyond them."""
+    least, greatest = integer_range(values)
+    if not is_temporal(values) or summary.moments is None:
+        return least, greatest
+    first, last = calendar_range(values)
+    within = float(first) <= summary.moments.minimum[0], summary.moments.maximum[0] <= float(last)
+    return first if within[0] else least, last if within[1] else greatest
 
 
 def with_stride(column: Column, values: pa.DataType, summary: ColumnSummary) -> Column:
@@ -267,16 +270,33 @@ def plain(column: Column, summary: ColumnSummary) -> Column:
     moments = summary.moments
     assert moments is not None
     scale = usable(np.sqrt(moments.squares[0] / moments.count[0]))
-    return replace(column, mean=moments.mean.tolist(), scale=scale, center=0.0, width=None)
+    base = base_of(summary) if column.integer else 0
+    mean = moments.mean[0] + float(int(moments.base[0]) - base)
+    return replace(column, mean=[float(mean)], scale=scale, center=0.0, width=None, base=base)
+
+
+def base_of(summary: ColumnSummary) -> int:
+    """Returns the base of a column of integers: the least one's upper digits, which tell of no single value; 0 where float64 holds all, or
+    where they lie so far apart that float32 cells round them more than float64 does."""
+    moments = summary.moments
+    assert moments is not None
+    if summary.stride is None or moments.magnitude <= MAX_EXACT_INTEGER:
+        return 0
+    least = summary.stride[0]
+    spread = int(moments.maximum[0]) - least
+    return least >> spread.bit_length() << spread.bit_length() if spread <= MAX_EXACT_INTEGER else 0
 
 
 def drawn_in(column: Column, summary: ColumnSummary, center: float, width: float) -> Column:
-    """Returns a column of numbers standardised after the asinh of a center, put on their grid, and a width."""
+    """Returns a column of numbers standardised after the asinh of a center, put on their grid, and a width.
+
+    As a sketch knows numbers, so wide that it needs no base.
+    """
     assert summary.sketch is not None
     if column.resolution is not None:
         center = float(on_grid(np.array(center), column.resolution, column.origin))
     mean, scale = warped_moments(summary.sketch, center, width)
-    return replace(column, mean=[mean], scale=scale, center=center, width=width)
+    return replace(column, mean=[mean], scale=scale, center=center, width=width, base=0)
 
 
 def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override: Mapping[str, Any]) -> Column:
@@ -307,6 +327,8 @@ def list_column(name: str, values: pa.DataType, summary: ColumnSummary, override
     if not is_image:
         scale = usable(np.sqrt(moments.squares.sum() / total))
         whole = pa.types.is_integer(values.value_type)
+        if whole and moments.magnitude > MAX_EXACT_INTEGER and np.spacing(moments.magnitude) > np.finfo(np.float32).eps * scale:
+            return Column(name, "ignored", "whole numbers beyond 2^53, too close together for float64; store them less some number")
         return Column(name, "vector", reason, 0.0, whole, [size], moments.mean.tolist(), scale, **elements)
     mean = (moments.mean * moments.count).sum() / total
     scale = usable(np.sqrt((moments.squares + moments.count * (moments.mean - mean) ** 2).sum() / total))

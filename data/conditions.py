@@ -151,8 +151,8 @@ def draw_conditions(
             drawn[column.name] = values.take(pa.array(codes, mask=missing)).cast(storable(kind, column))
             continue
         if marginal["quantiles"] is not None:
-            numbers = np.interp(place, LEVELS, marginal["quantiles"])
+            numbers = np.interp(place, LEVELS, [quantile - column.base for quantile in marginal["quantiles"]])
         else:
-            numbers = marginal["mean"] + marginal["standard_deviation"] * generator.standard_normal(num_rows)
+            numbers = marginal["mean"] - column.base + marginal["standard_deviation"] * generator.standard_normal(num_rows)
         drawn[column.name] = column_to_arrow(numbers, column, kind, missing)
     return pa.table(drawn)

@@ -109,9 +109,27 @@ def digests_of_suspected(rows: pa.Table, hashes: Hashes, suspected: Hashes) -> I
     """Yields every suspected hash among the rows', the SHA-256 of the first row that has it, and how many have it."""
     distinct, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     chosen = np.flatnonzero(np.isin(distinct, suspected))
-    values = rows.take(pa.array(first[chosen])).to_pylist()
+    values = plain_rows(rows.take(pa.array(first[chosen]))).to_pylist()
     for place, row in zip(chosen.tolist(), values, strict=True):
         yield int(distinct[place]), hashlib.sha256(repr(list(row.values())).encode()).digest(), int(counts[place])
+
+
+def plain_rows(rows: pa.Table) -> pa.Table:
+    """Returns rows that Python holds and prints alike where `hash_rows` takes them for equal."""
+    return pa.Table.from_arrays([plain_cells(one_array(column)) for column in rows.columns], rows.column_names)
+
+
+def plain_cells(column: pa.Array) -> pa.Array:
+    """Returns points in time as ticks, as they may lie beyond Python's calendar, and floats without negative zeros; of lists too."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if is_list(column.type):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.append(0, lengths.cumsum(dtype=np.int64)))
+        return pa.LargeListArray.from_arrays(offsets, plain_cells(pc.list_flatten(column)), mask=column.is_null())
+    if is_temporal(column.type):
+        return to_ticks(column)
+    return pc.add(column.cast(pa.float64()), 0.0) if pa.types.is_floating(column.type) else column
 
 
 def hash_rows(rows: pa.Table) -> Hashes:

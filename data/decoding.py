@@ -14,7 +14,7 @@ from data.column import Column
 from data.fields import atom_cells, stored
 from data.grids import on_grid
 from data.lattices import TOLERANCE
-from data.types import from_ticks, integer_range, is_temporal, ticks_type, to_float64, to_ticks
+from data.types import counted_on, from_ticks, integer_range, is_temporal, ticks_type, to_float64, to_ticks
 
 # What a float32 that is drawn about a spike may be off, in roundings, and be its cell nevertheless.
 SPIKE_ROUNDINGS = 16
@@ -71,16 +71,21 @@ def on_spike(column: Column, cells: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def column_to_arrow(numbers: NDArray[np.float64], column: Column, kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
-    """Returns a column's numbers, which are overwritten, as it has them, in its type."""
+    """Returns a column's numbers, which are overwritten and counted from its base, as it has them, in its type."""
     values = plain_values(kind)
-    found = numbers_to_arrow(supported(numbers, column), values, missing)
-    if column.integer and column.resolution != 1:  # float64 holds no ticks of nanoseconds
+    if column.base:
+        ticks = ticks_type(values) if is_temporal(values) else values
+        found = pa.array(counted_on(column.base, numbers, ticks), ticks, mask=missing)
+        found = from_ticks(found, values) if is_temporal(values) else found
+    else:
+        found = numbers_to_arrow(supported(numbers, column), values, missing)
+    if column.integer and (column.resolution != 1 or is_temporal(values) or column.base):  # float64 holds no ticks of nanoseconds
         found = on_stride(found, column, values)
     return found.cast(kind)
 
 
 def on_stride(found: pa.Array, column: Column, kind: pa.DataType) -> pa.Array:
-    """Returns integers or points in time at the nearest ones of their column's grid, exactly."""
+    """Returns integers or points in time at the nearest ones of their column's grid, within its ends, exactly."""
     assert column.resolution is not None
     assert column.lower is not None
     assert column.upper is not None

@@ -165,6 +165,7 @@ OPTIONAL: dict[str, Any] = {
     "origin": 0.0,
     "element_null_fractions": [],
     "atoms": [],
+    "base": 0,
 }
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data.cells import LARGEST_CELL, empty, encode_categories, flags_of, mask_missing, raw_numbers, sums_where
 from data.column import Column
 from data.listing import DataError
+from data.types import counted_from
 
 LOG_JACOBIAN = "log_jacobian"
 # Elements that are standardised at once: float64 that a second-level cache holds.
@@ -151,7 +152,7 @@ def stored(value: float, column: Column) -> float:
     """Returns a number as a column of numbers stores it, but for float32's rounding."""
     if column.width is not None:
         value = math.asinh((value - column.center) / column.width)
-    return (value - column.mean[0]) / column.scale
+    return (value - column.base - column.mean[0]) / column.scale
 
 
 def log_stretch(column: Column) -> float:
@@ -167,6 +168,8 @@ def log_stretch(column: Column) -> float:
 def standardised(numbers: NDArray[Any], column: Column, batch: Batch, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Returns a column's standardised numbers [B], in the batch's scratch, and adds what of the log-Jacobian differs between rows."""
     y = batch.scratch
+    if column.base:
+        numbers = counted_from(column.base, numbers)
     if column.width is None:
         np.subtract(numbers, column.mean[0], out=y, dtype=np.float64)
     else:

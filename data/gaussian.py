@@ -26,8 +26,13 @@ class Gaussian:
 
     @staticmethod
     def fit(cells: Floats) -> Gaussian:
-        """Returns the Gaussian of training rows [B, D]: the shrinkage with which four fifths of them tell most of the last fifth."""
+        """Returns the Gaussian of training rows [B, D]: the shrinkage with which four fifths of them tell most of the last fifth.
+
+        Fewer than five rows have no last fifth: their cells are independent.
+        """
         held_out = np.arange(len(cells)) % 5 == 4
+        if not held_out.any():
+            return Moments.of(cells).gaussian(SHRINKAGES[-1])
         some = Moments.of(cells[~held_out])
         scores = [some.gaussian(shrinkage).log_prob(cells[held_out]).sum() for shrinkage in SHRINKAGES]
         return Moments.of(cells).gaussian(SHRINKAGES[int(np.argmax(scores))])
@@ -78,5 +83,5 @@ def patterns(cells: Floats) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]
     there, of_row = np.unique(~np.isnan(cells), axis=0, return_inverse=True)
     order = np.argsort(of_row.ravel(), kind="stable")
     ends = np.cumsum(np.bincount(of_row.ravel(), minlength=len(there)))
-    for flags, rows in zip(there, np.split(order, ends[:-1]), strict=True):
+    for flags, rows in zip(there, np.split(order, ends)[:-1], strict=True):
         yield np.flatnonzero(flags), rows

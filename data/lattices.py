@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,15 @@ class Lattice(NamedTuple):
     off: float
 
 
-def counted_values(summary: ColumnSummary) -> tuple[Floats, Counts]:
-    """Returns a column's different numbers, ascending, and their counts: at least the frequent ones, where all are too many."""
+def counted_values(summary: ColumnSummary) -> tuple[NDArray[Any], Counts]:
+    """Returns a column's different numbers, ascending, and their counts: at least the frequent ones, where all are too many.
+
+    Integers and ticks are integers.
+    """
     if summary.repeated is not None:
         values, counts = summary.repeated.entries.values.to_numpy().view(np.float64), summary.repeated.entries.counts
     elif summary.counts is not None:
-        values, counts = summary.counts.entries.values.to_numpy().astype(np.float64), summary.counts.entries.counts
+        values, counts = summary.counts.entries.values.to_numpy(), summary.counts.entries.counts
     else:
         return np.zeros(0), np.zeros(0, np.int64)
     order = np.argsort(values)
@@ -137,11 +140,12 @@ def is_exact(step: float) -> bool:
     return step == round(step) or step == 1 / max(1, round(1 / step))
 
 
-def spike_on(step: float, origin: float, values: Floats, counts: Counts, total: int) -> list[float] | None:
+def spike_on(step: float, origin: float, values: NDArray[Any], counts: Counts, total: int) -> list[float] | None:
     """Returns the most frequent of a column's values where it is on the grid and has a considerable share of all, and that share."""
     if not len(counts):
         return None
     most = int(np.argmax(counts))
-    share, nearest = float(counts[most] / total), float(on_grid(values[most : most + 1], step, origin)[0])
-    on = abs(nearest - values[most]) <= 2 * TOLERANCE * step
+    share, value = float(counts[most] / total), values[most].item()
+    nearest = value if isinstance(value, int) else float(on_grid(values[most : most + 1], step, origin)[0])
+    on = abs(nearest - value) <= 2 * TOLERANCE * step
     return [nearest, share] if on and share >= MIN_SPIKE_SHARE else None

@@ -60,11 +60,13 @@ def marginal(column: Column, item: pa.Field, summary: ColumnSummary) -> Marginal
     total = moments.count.sum()
     mean = float((moments.mean * moments.count).sum() / total)
     squares = float((moments.squares + moments.count * (moments.mean - mean) ** 2).sum())
-    result |= {"mean": mean, "standard_deviation": float(np.sqrt(squares / total))}
+    result |= {"mean": mean + float(moments.base[0]), "standard_deviation": float(np.sqrt(squares / total))}
     if column.kind in ("vector", "image"):
         return result
     found = quantiles(summary, result["standard_deviation"])
-    return result | {"quantiles": None if found is None else supported(np.array(found), column).tolist()}
+    if found is not None and not column.base:
+        found = supported(np.array(found, np.float64), column).tolist()
+    return result | {"quantiles": found}
 
 
 def categories_of(column: Column) -> list[Any]:
@@ -86,11 +88,11 @@ def quantiles(summary: ColumnSummary, standard_deviation: float) -> list[float] 
     """Returns the values at LEVELS: exact where values were counted, else the sketch's, or None where these are too coarse."""
     if summary.counts is not None and summary.counts.exact:
         values, counts = summary.counts.entries
-        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        numbers = values.to_numpy(zero_copy_only=False)
         order = np.argsort(numbers)
         ends = counts[order].cumsum()
         ranks = np.floor(np.array(LEVELS) * (ends[-1] - 1))
-        return [float(number) for number in numbers[order][np.searchsorted(ends, ranks, side="right")]]
+        return [number.item() for number in numbers[order][np.searchsorted(ends, ranks, side="right")]]
     assert summary.sketch is not None
     found = summary.sketch.quantiles(LEVELS)
     middle = found[len(LEVELS) // 2]

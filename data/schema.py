@@ -12,12 +12,11 @@ from pyarrow import fs
 from data.footer import Footer, Range, column_ranges, in_parallel
 from data.listing import DataError, partition_type, spelled_scalar
 from data.stores import refuse_silence
+from data.types import MAX_EXACT_INTEGER
 from data.widening import common_type, unsuitable
 
 # The largest number of faults of one message; more do not help who mends them.
 MAX_FAULTS = 1000
-# Integers up to here are exact in float64.
-MAX_EXACT_INTEGER = 2**53
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class QuantileSketch:
 
     def without(self, value: float) -> QuantileSketch:
         """Returns the sketch of what is in other bins than a value."""
-        others = self.bins != QuantileSketch.of(np.array([value])).bins[0]
+        others = self.bins != QuantileSketch.of(np.array([value], np.float64)).bins[0]
         return QuantileSketch(self.bins[others], self.counts[others])
 
     def quantile(self, q: float) -> float:

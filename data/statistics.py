@@ -21,7 +21,7 @@ from data.grids import MAX_PLACES, off_grid_counts, relative_rounding
 from data.hashing import hash_values
 from data.moments import Moments
 from data.sketches import DistinctSketch, QuantileSketch
-from data.types import is_list, is_number, is_temporal, is_text, to_float64, to_ticks
+from data.types import MAX_EXACT_INTEGER, counted_from, is_list, is_number, is_temporal, is_text, to_float64, to_ticks
 from data.value_counts import Entries, ValueCounts, plain_type
 
 # Text and named categories are counted exactly up to here, and approximately beyond.
@@ -198,6 +198,8 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
     summary.num_nonfinite = len(values) - len(finite)
     if len(finite):
         summary.moments = Moments.of(finite[:, None])
+        if summary.moments.magnitude > MAX_EXACT_INTEGER and (is_temporal(column.type) or pa.types.is_integer(column.type)):
+            summary.moments = moments_from_base(column, summary.moments)
         summary.sketch = QuantileSketch.of(finite)
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             summary.off_grid = off_grid_counts(finite, relative_rounding(column.type))
@@ -207,6 +209,13 @@ def summarise_numbers(column: pa.ChunkedArray, summary: ColumnSummary) -> None:
     if pa.types.is_decimal(column.type):
         ends = pc.min_max(column.cast(pa.decimal256(MAX_DECIMAL_DIGITS, column.type.scale))).as_py()
         summary.decimals = ends["min"], ends["max"]
+
+
+def moments_from_base(column: pa.ChunkedArray, rounded: Moments) -> Moments:
+    """Returns the moments of 64-bit integers or ticks, which are counted from one of them."""
+    numbers = np.asarray((to_ticks(column) if is_temporal(column.type) else column).to_numpy())
+    moments = Moments.of(counted_from(int(rounded.minimum[0]), numbers)[:, None])
+    return replace(moments, minimum=rounded.minimum, maximum=rounded.maximum, base=rounded.minimum)
 
 
 def repeated_values(values: NDArray[np.float64]) -> ValueCounts:

@@ -11,7 +11,6 @@ from pyarrow import fs
 
 from data.footer import DataFile, Footer, in_parallel, read_footer
 from data.listing import DataError, find_files, in_partition
-from data.schema import MAX_EXACT_INTEGER as MAX_EXACT_INTEGER  # data/columns.py looks for it here
 from data.schema import alike, one_schema, refuse, refuse_values
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+# Integers up to here are exact in float64.
+MAX_EXACT_INTEGER = 2**53
+# Days from 1970 to the first day of Python's calendar, 0001-01-01, and to the day after its last, 9999-12-31.
+FIRST_DAY, AFTER_LAST_DAY = -719_162, 2_932_897
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -57,6 +65,34 @@ def integer_range(kind: pa.DataType) -> tuple[int, int]:
         return 0, ticks_per_day(kind) - 1
     bounds = np.iinfo((ticks_type(kind) if is_temporal(kind) else kind).to_pandas_dtype())
     return int(bounds.min), int(bounds.max)
+
+
+def calendar_range(kind: pa.DataType) -> tuple[int, int]:
+    """Returns the least and greatest integer of a temporal type that Python's calendar holds, both in UTC and in the type's zone."""
+    least, greatest = integer_range(kind)
+    day = ticks_per_day(kind)
+    if pa.types.is_time(kind) or greatest < AFTER_LAST_DAY * day:  # nanoseconds end in 2262
+        return least, greatest
+    least, greatest = FIRST_DAY * day, AFTER_LAST_DAY * day - 1
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        clock = from_ticks(pa.array([least, greatest]), pa.timestamp(kind.unit))
+        in_zone = to_ticks(pc.assume_timezone(clock, kind.tz, ambiguous="latest", nonexistent="latest")).to_pylist()
+        least, greatest = max(least, in_zone[0]), min(greatest, in_zone[1])
+    return least, greatest
+
+
+def counted_from(base: int, numbers: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns 64-bit integers less a whole number as float64, exactly where they lie within 2^53 of it."""
+    rough = numbers.astype(np.float64) - float(base)
+    exact = (numbers.view(np.uint64) - np.uint64(base % 2**64)).view(np.int64)  # right but where int64 wraps around
+    return np.where(np.abs(rough) < 2.0**62, exact, rough)
+
+
+def counted_on(base: int, numbers: NDArray[np.float64], kind: pa.DataType) -> NDArray[Any]:
+    """Returns the integers of a 64-bit integer type, kept in its range, that are nearest to a whole number plus float64 numbers."""
+    least, greatest = integer_range(kind)
+    whole = np.rint(numbers).clip(-(2.0**62), 2.0**62).astype(np.int64).clip(max(least - base, -(2**62)), min(greatest - base, 2**62))
+    return (whole.view(np.uint64) + np.uint64(base % 2**64)).view(kind.to_pandas_dtype())
 
 
 def to_float64(values: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:

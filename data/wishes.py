@@ -102,6 +102,8 @@ def unsuitable(column: Column, summary: ColumnSummary, wish: str) -> str | None:
     if wish in COUNTS and summary.moments is not None and summary.moments.maximum[0] > MAX_RAW_COUNT:
         most = summary.moments.maximum[0]
         return f"its values go up to {most:.0f}, and beyond {MAX_RAW_COUNT} (2^24) float32 skips whole numbers; take one of {list(MASSES)}"
+    if wish in WARPED_MASSES and column.base:
+        return f"its values lie beyond 2^53 and so close together that no asinh draws them in; take one of {list(MASSES)}"
     if column.kind == "image" and wish == "bernoulli" and not column.binarize and has_greys(summary):
         return (
             "its pixels are not all 0 or 255; take continuous_bernoulli, or have them drawn by "

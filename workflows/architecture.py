@@ -132,8 +132,8 @@ def grid(columns: tuple[Column, ...]) -> dict[str, Any]:
     """Returns steps and ends of columns on grids, in standardised units."""
     return {
         "half_width": [0.5 * (c.resolution or 1.0) / c.scale for c in columns],
-        "lower": [-LARGEST_CELL if c.lower is None else (float(c.lower) - c.mean[0]) / c.scale for c in columns],
-        "upper": [LARGEST_CELL if c.upper is None else (float(c.upper) - c.mean[0]) / c.scale for c in columns],
+        "lower": [-LARGEST_CELL if c.lower is None else (float(c.lower - c.base) - c.mean[0]) / c.scale for c in columns],
+        "upper": [LARGEST_CELL if c.upper is None else (float(c.upper - c.base) - c.mean[0]) / c.scale for c in columns],
     }
 
 

@@ -17,6 +17,7 @@ import ray
 from data import copies
 from data.copies import CompareTask, count_copies, count_known, hash_rows, suspected_digests
 from data.table import open_table
+from workflows.leakage import num_copies
 
 
 def table(num_rows: int, seed: int = 0) -> pa.Table:
@@ -64,6 +65,36 @@ def test_hashes_do_not_depend_on_dictionaries_chunks_and_offsets() -> None:
     np.testing.assert_array_equal(hash_rows(rows.slice(17, 40)), hash_rows(rows)[17:57])
     zeros = pa.table({"x": [0.0, -0.0]})
     assert len(np.unique(hash_rows(zeros))) == 1
+
+
+TICKS = [2**62, 1, -(2**62), 10**15]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(pa.array(TICKS, pa.int64()).cast(pa.timestamp(unit, zone)) for unit in ("s", "us", "ns") for zone in (None, "Europe/Berlin")),
+        pa.array([2**31 - 1, 1, -(2**31), 10**6], pa.int32()).cast(pa.date32()),
+        pa.array([[tick, None] for tick in TICKS], pa.list_(pa.int64())).cast(pa.list_(pa.timestamp("us"))),
+        pa.array(TICKS, pa.int64()).cast(pa.timestamp("us")).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_points_in_time_beyond_the_calendar_are_compared_too(column: pa.Array) -> None:
+    rows = pa.table({"x": column})
+    assert num_copies(rows, rows) == 4
+    assert num_copies(rows, rows.slice(1, 2)) == 2
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_both_zeros_are_one_number_also_in_lists(kind: pa.DataType) -> None:
+    columns = [pa.array([zero, 1, None], kind) for zero in (0.0, -0.0)]
+    assert num_copies(*(pa.table({"x": column}) for column in columns)) == 3
+    for of in (pa.list_(kind), pa.list_(kind, 2), pa.large_list(kind)):
+        lists = [pa.array([[zero, 1], None, [None, zero], [2, 3]], of) for zero in (0.0, -0.0)]
+        assert num_copies(*(pa.table({"x": column}) for column in lists)) == 4
+        assert num_copies(pa.table({"x": lists[0]}).slice(1), pa.table({"x": lists[1]}).slice(0, 3)) == 2
+    assert num_copies(pa.table({"x": columns[0]}), pa.table({"x": pa.array([0.5, 2, 3], kind)})) == 0
 
 
 @pytest.fixture

@@ -60,6 +60,20 @@ def test_fewer_rows_than_cells_make_a_proper_density() -> None:
     assert np.isfinite(Gaussian.fit(cells).log_prob(np.random.default_rng(1).normal(size=(9, 30)))).all()
 
 
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 4])
+def test_so_few_rows_that_none_can_be_held_out_make_independent_cells(num_rows: int) -> None:
+    random = np.random.default_rng(0)
+    cells = random.normal(size=(num_rows, 3))
+    cells[:1, 1] = np.nan
+    fitted = Gaussian.fit(cells)
+    np.testing.assert_allclose(fitted.covariance, np.diag(np.diag(fitted.covariance)))
+    assert np.isfinite(fitted.log_prob(random.normal(size=(9, 3)))).all()
+
+
+def test_no_rows_have_no_densities() -> None:
+    assert Gaussian(MEAN, COVARIANCE).log_prob(np.zeros((0, 3))).shape == (0,)
+
+
 def test_patterns_cut_the_rows_into_those_with_the_same_missing_cells() -> None:
     cells = correlated_rows(200, missing=0.5)
     seen = []

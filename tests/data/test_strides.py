@@ -21,7 +21,7 @@ from data.encoding import TableEncoding
 from data.fields import LOG_JACOBIAN
 from data.marginals import marginals
 from data.statistics import merge_all, stride_of, summarise_table
-from data.types import from_ticks, integer_range, ticks_per_day, ticks_type, to_ticks
+from data.types import calendar_range, from_ticks, integer_range, ticks_per_day, ticks_type, to_ticks
 from data.wishes import with_likelihoods
 from workflows.gates import types_of
 
@@ -85,6 +85,34 @@ def test_generated_points_in_time_are_on_the_hour_the_day_or_the_week_as_the_rea
     assert made.null_count == 43
     assert {(tick - start) % step for tick in made.drop_null().to_pylist()} == {0}
     assert len(made.unique()) > 5 or few
+
+
+@pytest.mark.parametrize(
+    "kind", TIMES + [pa.timestamp("us", zone) for zone in ("UTC", "-11:00", "Asia/Shanghai", "America/New_York")], ids=str
+)
+@pytest.mark.parametrize("step", ["unit", "day"])
+def test_generated_points_in_time_stay_on_the_calendar_where_the_real_ones_do(kind: pa.DataType, step: str) -> None:
+    """With its last day for "valid to": half the rows lie about year 8000 then, and a Gaussian far beyond."""
+    first, last = calendar_range(kind)
+    size = ticks_per_day(kind) if step == "day" and not pa.types.is_time(kind) else 1
+    low, high = (-first // size * -size if first % size else first), last // size * size
+    ticks = [low, high, *(size * np.random.default_rng(0).integers(0, min(20_000, high // size), 100)).tolist()]
+    table = pa.table({"x": from_ticks(pa.array(ticks, ticks_type(kind)), kind)})
+    encoding = fit(table)
+    assert (encoding.columns[0].lower, encoding.columns[0].upper) == (low, high)
+    made = encoding.decode_column("x", np.array([[-1e18], [-3], [3], [1e18]], np.float32), np.ones(4, np.bool_))
+    assert all(low <= tick <= high for tick in to_ticks(made).to_pylist())
+    if kind != pa.time64("ns") and getattr(kind, "unit", "s") != "ns":  # Python has no nanoseconds
+        assert len(made.to_pylist()) == 4
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_points_in_time_beyond_the_calendar_have_their_types_end_on_that_side(end: int) -> None:
+    for kind in (pa.date32(), pa.timestamp("s"), pa.timestamp("us", "Europe/Berlin")):
+        inner, outer = calendar_range(kind), integer_range(kind)
+        beyond = inner[end] + (-(10**3), 10**3)[end]
+        (column,) = fit(pa.table({"x": from_ticks(pa.array([beyond, 0, 1], ticks_type(kind)), kind)})).columns
+        assert (column.lower, column.upper) == ((outer[0], inner[1]), (inner[0], outer[1]))[end]
 
 
 def test_steps_are_said_in_words() -> None:
