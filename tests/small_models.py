@@ -21,13 +21,13 @@ def encoding_of(table: pa.Table) -> TableEncoding:
     return TableEncoding(table.schema, tuple(decide_columns(table.schema, summary, None, {}, Rules())), None)
 
 
-def small_model(encoding: TableEncoding, table: pa.Table, learning_rate: float) -> VAE:
-    """Returns a model of 4 latent dimensions after NUM_STEPS steps of all rows."""
+def small_model(encoding: TableEncoding, table: pa.Table, learning_rate: float, num_steps: int = NUM_STEPS) -> VAE:
+    """Returns a model of 4 latent dimensions after so many steps of all rows."""
     rows = Rows.from_arrays(encoding.encode(table, "here"))
     torch.manual_seed(0)
     model = VAE(**architecture(encoding, ModelConfig(4, [64])))
     loss, adam, g = Loss(model, Objective()), torch.optim.Adam(model.parameters(), learning_rate), torch.Generator().manual_seed(0)
-    for _ in range(NUM_STEPS):
+    for _ in range(num_steps):
         adam.zero_grad()
         torch.autograd.backward(loss(rows, torch.randn(table.num_rows, 4, generator=g), 1.0)[0] / table.num_rows)
         adam.step()

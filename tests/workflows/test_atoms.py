@@ -39,7 +39,7 @@ def encoding(table: pa.Table) -> TableEncoding:
 
 @pytest.fixture(scope="module")
 def model(table: pa.Table, encoding: TableEncoding) -> VAE:
-    return small_model(encoding, table, 5e-3)
+    return small_model(encoding, table, 5e-3, num_steps=1200)
 
 
 @torch.no_grad()
