@@ -1,7 +1,9 @@
 """Checkpoints: everything that the next step depends on, as folders without pickle that are complete or not there.
 
-A checkpoint is RUN/checkpoints/STEP-ATTEMPT/ with weights, best weights, the optimiser's tensors, state.json and, written last,
-manifest.json with the sha256 of each; a folder without it is none.
+A checkpoint is RUN/checkpoints/STEP-ATTEMPT-EPOCH/ with weights, best weights, the optimiser's tensors, state.json and, written last,
+manifest.json with the sha256 of each; a folder without it is none. The names' order is that of training, and no two saves share one: at an
+epoch's last step EPOCH still goes on or has ended, and the last save of all is STEP-ATTEMPT-EPOCH-finished. Folders of earlier versions are
+STEP-ATTEMPT.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class Checkpoints:
 
     def save(self, files: dict[str, bytes], progress: Progress) -> None:
         """Writes a checkpoint, its manifest last, and removes what is neither among the newest nor the best."""
-        folder = f"{self.path}/{progress.step:012d}-{self.attempt:06d}"
+        folder = f"{self.path}/{progress.step:012d}-{self.attempt:06d}-{progress.epoch:06d}"
         if progress.finished:
             folder += "-finished"
         hashes = {}

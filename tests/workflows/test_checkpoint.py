@@ -10,7 +10,7 @@ import torch
 from pyarrow import fs
 
 from tests.workflows.test_steps import small_model
-from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
+from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of, write
 from workflows.errors import ComputationError
 from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
@@ -85,6 +85,39 @@ def test_a_checkpoint_whose_writer_was_killed_is_none_and_goes_with_the_next(tmp
     save(store(tmp_path, attempt=2), 12)
     save(store(tmp_path, attempt=2), 14)
     assert steps(tmp_path) == [12, 14]
+
+
+@pytest.mark.parametrize("change", ["epoch", "finished"])
+@pytest.mark.parametrize("stopped_at", [STATE, MANIFEST])
+def test_a_save_of_the_same_step_that_is_killed_leaves_the_checkpoint_before_it(
+    stopped_at: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a checkpoint is due at an epoch's last step: the epoch's own follows with the same step and another state."""
+    state = state_at(100)
+    store(tmp_path).save(state.files(), state.progress)
+    setattr(state.progress, change, 1)
+
+    def killed(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+        write(filesystem, path, content)
+        if path.endswith(stopped_at):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("workflows.checkpoint.write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path).save(state.files(), state.progress)
+    files = store(tmp_path, attempt=2).newest()
+    assert files is not None
+    assert getattr(progress_of(files), change) == (stopped_at == MANIFEST)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_found_and_comes_before_what_follows(tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    next(tmp_path.iterdir()).rename(tmp_path / "000000000010-000001")
+    assert found_step(store(tmp_path)) == 10
+    state = state_at(10)
+    state.progress.epoch = 1
+    store(tmp_path).save(state.files(), state.progress)
+    assert [Path(folder).name for folder in store(tmp_path).folders()] == ["000000000010-000001", "000000000010-000001-000001"]
 
 
 def test_a_start_that_was_replaced_publishes_and_removes_nothing(tmp_path: Path) -> None:
