@@ -1,15 +1,19 @@
 """Checkpoints: everything that the next step depends on, as folders without pickle that are complete or not there.
 
-A checkpoint is RUN/checkpoints/STEP-ATTEMPT/ with weights, best weights, the optimiser's tensors, state.json and, written last,
-manifest.json with the sha256 of each; a folder without it is none.
+A checkpoint is RUN/checkpoints/STEP-ATTEMPT-EPOCH/ with weights, best weights, the optimiser's tensors, state.json and, written last,
+manifest.json with the sha256 of each; a folder without it is none. The names' order is that of training, and no two saves share one: at an
+epoch's last step EPOCH still goes on or has ended, and the last save of all is STEP-ATTEMPT-EPOCH-finished. Folders of earlier versions are
+STEP-ATTEMPT.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from pyarrow import fs
@@ -28,10 +32,8 @@ WEIGHTS, BEST, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
-# Checkpoints that stay, besides the one of the best epoch.
-NUM_KEPT = 2
-
-
+# STEP-ATTEMPT-EPOCH; whatever else lies beside is not ours.
+NAME = re.compile(r"\d{12}-\d{6}(-\d{6})?(-finished)?")
 # What is summed over rows: their number, and the parts of vae.model.Bound.
 NUM_SUMS = 1 + len(Bound._fields)
 
@@ -118,8 +120,8 @@ class Checkpoints:
     current: Callable[[], bool]
 
     def save(self, files: dict[str, bytes], progress: Progress) -> None:
-        """Writes a checkpoint, its manifest last, and removes what is neither among the newest nor the best."""
-        folder = f"{self.path}/{progress.step:012d}-{self.attempt:06d}"
+        """Writes a checkpoint, its manifest last, and removes all but this one, the one before it and that of the best epoch."""
+        folder = f"{self.path}/{progress.step:012d}-{self.attempt:06d}-{progress.epoch:06d}"
         if progress.finished:
             folder += "-finished"
         hashes = {}
@@ -137,15 +139,25 @@ class Checkpoints:
             "sha256": hashes,
         }
         write(self.filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
-        self._remove_old(progress.best_step)
+        self._remove_others(folder, progress.best_step)
 
-    def _remove_old(self, best_step: int) -> None:
+    def _remove_others(self, written: str, best_step: int) -> None:
+        """Removes older checkpoints but one and the best, and those ahead, which were damaged where training goes on before them.
+
+        What a later start writes stays.
+        """
         folders = self.folders()
-        complete = [folder for folder in folders if self._exists(f"{folder}/{MANIFEST}")]
-        kept = set(complete[-NUM_KEPT:]) | {folder for folder in complete if step_of(folder) == best_step}
-        for folder in folders[: folders.index(complete[-1])]:
-            if folder not in kept:
+        complete = [folder for folder in folders if folder <= written and self._exists(f"{folder}/{MANIFEST}")]
+        before = (folder for folder in reversed(complete) if folder != written and self._is_reserve(folder))
+        best = [folder for folder in complete if step_of(folder) == best_step]
+        kept = {written, *islice(before, 1), *best[-1:]}
+        for folder in folders:
+            if folder not in kept and attempt_of(folder) <= self.attempt:
                 self.filesystem.delete_dir(folder)
+
+    def _is_reserve(self, folder: str) -> bool:
+        """Whether training can go on from a checkpoint. Those of this start were not read since; of an earlier one some may be damaged."""
+        return attempt_of(folder) == self.attempt or self._read(folder)[1] is None
 
     def finished(self) -> dict[str, bytes] | None:
         """Returns the files of the run's last checkpoint where its training is finished, else None."""
@@ -188,7 +200,8 @@ class Checkpoints:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         found = self.filesystem.get_file_info(selector)
         # Of a store's folders only the files that are in them are sure to be listed.
-        return sorted({info.path if info.type == fs.FileType.Directory else info.path.rpartition("/")[0] for info in found})
+        listed = {info.path if info.type == fs.FileType.Directory else info.path.rpartition("/")[0] for info in found}
+        return sorted(folder for folder in listed if NAME.fullmatch(folder.rpartition("/")[2]))
 
     def _exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(path).type == fs.FileType.File)
@@ -196,6 +209,10 @@ class Checkpoints:
 
 def step_of(folder: str) -> int:
     return int(folder.rsplit("/", 1)[-1].split("-")[0])
+
+
+def attempt_of(folder: str) -> int:
+    return int(folder.rsplit("/", 1)[-1].split("-")[1])
 
 
 def write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

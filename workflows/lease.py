@@ -149,13 +149,30 @@ def this_process() -> dict[str, Any]:
     namespace = Path("/proc/self/ns/pid")
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = [platform.node(), os.readlink(namespace) if namespace.exists() else "", boot.read_text().strip() if boot.exists() else ""]
-    return {"machine": machine, "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"machine": machine, "pid": os.getpid(), "started": psutil.Process().create_time(), "start_ticks": start_ticks(os.getpid())}
+
+
+def start_ticks(pid: int) -> int | None:
+    """Returns when a process started, in clock ticks after the boot; None where it is not known. No step of the clock moves it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[19])  # field 22 of proc(5); the second, a name in parentheses, may hold anything
 
 
 def is_alive(holder: dict[str, Any]) -> bool:
     """Whether a process of this machine still runs; a pid that came round again has another start."""
     try:
         process = psutil.Process(holder["pid"])
-        return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder["started"]) < 1)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and has_start(process, holder))
     except psutil.NoSuchProcess:
         return False
+
+
+def has_start(process: psutil.Process, holder: dict[str, Any]) -> bool:
+    """Whether a process started when a holder did: by ticks where both are known, else by the clock, as in claims of earlier versions."""
+    ticks, known = start_ticks(process.pid), holder.get("start_ticks")
+    if ticks is not None and known is not None:
+        return bool(ticks == known)
+    return bool(abs(process.create_time() - holder["started"]) < 1)

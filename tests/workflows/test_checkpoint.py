@@ -10,7 +10,7 @@ import torch
 from pyarrow import fs
 
 from tests.workflows.test_steps import small_model
-from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
+from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of, write
 from workflows.errors import ComputationError
 from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
@@ -40,11 +40,64 @@ def found_step(checkpoints: Checkpoints) -> int:
     return progress_of(files).step
 
 
+def damage(folder: Path, step: int) -> None:
+    (next(folder.glob(f"{step:012d}-*")) / WEIGHTS).write_bytes(b"")
+
+
 def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
     for step in range(10, 60, 10):
         save(store(tmp_path), step, best_step=20 if step > 10 else 10)
     assert steps(tmp_path) == [20, 40, 50]
     assert found_step(store(tmp_path)) == 50
+
+
+def test_damaged_checkpoints_ahead_cost_no_new_one(tmp_path: Path) -> None:
+    for step in (80, 90, 100):
+        save(store(tmp_path), step, best_step=80)
+    for step in (90, 100):
+        damage(tmp_path, step)
+    for step, kept in ((84, [80, 84]), (88, [80, 84, 88]), (92, [80, 88, 92])):
+        save(store(tmp_path, attempt=2), step, best_step=80)
+        assert steps(tmp_path) == kept
+        assert found_step(store(tmp_path, attempt=3)) == step
+
+
+def test_the_first_checkpoint_of_a_start_leaves_a_whole_one_before_it(tmp_path: Path) -> None:
+    for step in (80, 90, 100):
+        save(store(tmp_path), step, best_step=80)
+    for step in (90, 100):
+        damage(tmp_path, step)
+    save(store(tmp_path, attempt=2), 120, best_step=120)
+    assert steps(tmp_path) == [80, 120]
+
+
+def test_what_a_later_start_writes_is_not_removed(tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    later = tmp_path / "000000000012-000002-000000"
+    later.mkdir()
+    (later / WEIGHTS).write_bytes(b"half")
+    save(store(tmp_path), 14)
+    save(store(tmp_path), 16)
+    assert steps(tmp_path) == [12, 14, 16]
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "aside").mkdir()
+    for step in (10, 20, 30):
+        save(store(tmp_path), step, best_step=30)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("0")) == ["aside", "notes.txt"]
+    assert found_step(store(tmp_path)) == 30
+
+
+def test_of_an_epochs_last_step_only_the_newest_stays_as_the_best(tmp_path: Path) -> None:
+    state = state_at(10, best_step=10)
+    store(tmp_path).save(state.files(), state.progress)
+    state.progress.epoch = 1
+    store(tmp_path).save(state.files(), state.progress)
+    for step in (20, 30):
+        save(store(tmp_path), step, best_step=10)
+    assert [Path(folder).name[-6:] for folder in store(tmp_path).folders()] == ["000001", "000000", "000000"]
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
@@ -72,7 +125,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_taken(
 
 def test_where_every_checkpoint_is_damaged_nothing_starts_over(tmp_path: Path) -> None:
     save(store(tmp_path), 10)
-    (next(tmp_path.iterdir()) / WEIGHTS).write_bytes(b"")
+    damage(tmp_path, 10)
     with pytest.raises(ComputationError, match="every checkpoint of the run is damaged"):
         store(tmp_path).newest()
 
@@ -85,6 +138,39 @@ def test_a_checkpoint_whose_writer_was_killed_is_none_and_goes_with_the_next(tmp
     save(store(tmp_path, attempt=2), 12)
     save(store(tmp_path, attempt=2), 14)
     assert steps(tmp_path) == [12, 14]
+
+
+@pytest.mark.parametrize("change", ["epoch", "finished"])
+@pytest.mark.parametrize("stopped_at", [STATE, MANIFEST])
+def test_a_save_of_the_same_step_that_is_killed_leaves_the_checkpoint_before_it(
+    stopped_at: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a checkpoint is due at an epoch's last step: the epoch's own follows with the same step and another state."""
+    state = state_at(100)
+    store(tmp_path).save(state.files(), state.progress)
+    setattr(state.progress, change, 1)
+
+    def killed(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+        write(filesystem, path, content)
+        if path.endswith(stopped_at):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("workflows.checkpoint.write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path).save(state.files(), state.progress)
+    files = store(tmp_path, attempt=2).newest()
+    assert files is not None
+    assert getattr(progress_of(files), change) == (stopped_at == MANIFEST)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_found_and_comes_before_what_follows(tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    next(tmp_path.iterdir()).rename(tmp_path / "000000000010-000001")
+    assert found_step(store(tmp_path)) == 10
+    state = state_at(10)
+    state.progress.epoch = 1
+    store(tmp_path).save(state.files(), state.progress)
+    assert [Path(folder).name for folder in store(tmp_path).folders()] == ["000000000010-000001", "000000000010-000001-000001"]
 
 
 def test_a_start_that_was_replaced_publishes_and_removes_nothing(tmp_path: Path) -> None:

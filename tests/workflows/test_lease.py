@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -105,8 +106,27 @@ def test_a_job_on_another_machine_that_was_not_heard_of_is_replaced(tmp_path: Pa
         assert attempt == 2
 
 
-def test_a_pid_that_came_round_again_is_another_process(tmp_path: Path) -> None:
-    older = this_process() | {"started": psutil.Process().create_time() - 1000}
-    (tmp_path / "000001.json").write_text(json.dumps(older))
+@pytest.mark.parametrize("known", [("started",), ("started", "start_ticks")], ids=["by an earlier version", "now"])
+def test_a_pid_that_came_round_again_is_another_process(known: tuple[str, ...], tmp_path: Path) -> None:
+    older = this_process() | {"started": psutil.Process().create_time() - 1000, "start_ticks": 1}
+    (tmp_path / "000001.json").write_text(json.dumps({name: older[name] for name in ("machine", "pid", *known)}))
     with claims(tmp_path).held("run x") as attempt:
         assert attempt == 2
+
+
+def test_a_living_job_of_an_earlier_version_keeps_the_run(tmp_path: Path) -> None:
+    holder = this_process()
+    del holder["start_ticks"]
+    (tmp_path / "000001.json").write_text(json.dumps(holder))
+    with pytest.raises(TryAgain), claims(tmp_path).held("run x"):
+        pass
+
+
+@pytest.mark.skipif(workflows.lease.start_ticks(os.getpid()) is None, reason="the system says no ticks since its boot")
+@pytest.mark.parametrize("step_s", [-3600.0, 2.0])
+def test_setting_the_clock_ends_no_lease(step_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with claims(tmp_path).held("run x"):
+        before = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: before(process) + step_s)
+        with pytest.raises(TryAgain), claims(tmp_path).held("run x"):
+            pass

@@ -51,7 +51,7 @@ def test_the_newest_whole_checkpoint_is_found(store: ObjectStore, caplog: pytest
     checkpoints = Checkpoints(store.filesystem(), f"{BUCKET}/checkpoints", 1, lambda: True)
     for step in (10, 20, 30):
         save(checkpoints, step, best_step=10)
-    assert [folder.rsplit("/", 1)[-1] for folder in checkpoints.folders()] == [f"{step:012d}-000001" for step in (10, 20, 30)]
+    assert [folder.rsplit("/", 1)[-1] for folder in checkpoints.folders()] == [f"{step:012d}-000001-000000" for step in (10, 20, 30)]
     with store.filesystem().open_output_stream(f"{checkpoints.folders()[-1]}/{WEIGHTS}") as stream:
         stream.write(b"cut off")
     with caplog.at_level(logging.WARNING, "vae"):
