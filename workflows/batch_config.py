@@ -20,7 +20,7 @@ class BatchClusterConfig:
     use_gpu: bool | Literal["auto"] = "auto"
     """One GPU per actor; auto: when the cluster has, or can start, one."""
     start_timeout_s: float = 900.0
-    """Seconds that the job waits for nodes that the cluster can start."""
+    """Seconds that the job waits for nodes that the cluster can start, or for what other jobs hold."""
 
     def check(self) -> None:
         require(self.num_actors is None or self.num_actors >= 1, "cluster.num_actors", self.num_actors, "at least 1")

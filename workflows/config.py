@@ -27,7 +27,7 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """Logical CPUs, and PyTorch threads, per worker."""
     start_timeout_s: float = 900.0
-    """Seconds that the job waits for nodes that the cluster can start."""
+    """Seconds that the job waits for nodes that the cluster can start, or for what other jobs hold."""
     collective_timeout_s: int = 300
     """Seconds that workers wait for each other; then the run ends, naming the one that was not heard of."""
     max_failures: int = 3
