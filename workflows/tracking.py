@@ -83,7 +83,9 @@ class Tracking:
             found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'", max_results=1)
             run = found[0] if found else self.client.create_run(experiment_id, run_name=run_name, tags=dict(tags) | {"run_key": key})
             run_id = str(run.info.run_id)
-            self.client.log_batch(run_id, params=[Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()])
+            known = run.data.params  # which MLflow lets nobody change
+            new = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items() if name not in known]
+            self.client.log_batch(run_id, params=new)
         return run_id
 
     def log_input(self, run_id: str, path: str, digest: str, name: str) -> None:

@@ -57,3 +57,12 @@ def test_a_model_whose_files_cannot_be_fetched_is_a_services_failure(tmp_path: P
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", refuse)
     with pytest.raises(ServiceError, match="403 Client Error"):
         registry.pin(f"runs:/{run_id}/model")
+
+
+def test_a_run_that_is_found_again_keeps_the_parameters_of_its_first_start(tmp_path: Path) -> None:
+    """As where the first start was killed before it wrote the run's record, and the second has other workers."""
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = tracking.open_experiment("vae")
+    run_id = tracking.open_run(experiment, "r", "key", {"cluster.num_workers": 2}, {})
+    assert tracking.open_run(experiment, "r", "key", {"cluster.num_workers": 1, "training.epochs": 3}, {}) == run_id
+    assert tracking.client.get_run(run_id).data.params == {"cluster.num_workers": "2", "training.epochs": "3"}
