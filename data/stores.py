@@ -1,7 +1,11 @@
-"""What object stores have of their own: addresses, answers that say nothing of a file, and putting a file that nobody else put."""
+"""What object stores have of their own: addresses, answers that say nothing of a file, and putting a file that nobody else put.
+
+And what disks have: files that outlive a power cut.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -50,14 +54,44 @@ def put_if_absent(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
         put_by_bid(filesystem, path, content)
         return
     staged = f"{path}.{uuid.uuid4().hex[:8]}"
-    with open(staged, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_synced(staged, content)
     try:
         os.link(staged, path)
     finally:
         os.unlink(staged)
+
+
+def replace(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file in place of the one that may be there, whole or not at all; on a local filesystem it then outlives a power cut."""
+    staged = f"{path}.new"
+    if isinstance(filesystem, fs.LocalFileSystem):
+        write_synced(staged, content)
+    else:
+        write(filesystem, staged, content)
+    filesystem.move(staged, path)
+    sync_folder(filesystem, path.rpartition("/")[0])
+
+
+def write_synced(path: str, content: bytes) -> None:
+    """Writes a local file, which is on the disk when this returns; its name is after sync_folder."""
+    with open(path, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Puts the names in a folder on the disk, where the filesystem is local and knows how to."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network filesystems answer for folders
+            raise
+    finally:
+        os.close(folder)
 
 
 def put_by_bid(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

@@ -20,7 +20,7 @@ from pyarrow import fs
 from safetensors.torch import load, save
 from torch import Tensor
 
-from data.stores import refuse_silence
+from data.stores import refuse_silence, replace, sync_folder
 from vae.model import VAE, Bound
 from workflows.errors import ComputationError, logger
 from workflows.optimization import Optimizer, with_weights
@@ -126,8 +126,9 @@ class Checkpoints:
             folder += "-finished"
         hashes = {}
         self.filesystem.create_dir(folder, recursive=True)
+        sync_folder(self.filesystem, self.path)
         for name, content in files.items():
-            write(self.filesystem, f"{folder}/{name}", content)
+            replace(self.filesystem, f"{folder}/{name}", content)
             hashes[name] = hashlib.sha256(content).hexdigest()
         if not self.current():
             raise ComputationError("another start of this run took over; this one saves nothing more")
@@ -138,7 +139,7 @@ class Checkpoints:
             "best_step": progress.best_step,
             "sha256": hashes,
         }
-        write(self.filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+        replace(self.filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
         self._remove_others(folder, progress.best_step)
 
     def _remove_others(self, written: str, best_step: int) -> None:
@@ -213,13 +214,6 @@ def step_of(folder: str) -> int:
 
 def attempt_of(folder: str) -> int:
     return int(folder.rsplit("/", 1)[-1].split("-")[1])
-
-
-def write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    with filesystem.open_output_stream(f"{path}.new") as stream:
-        stream.write(content)
-    filesystem.move(f"{path}.new", path)
 
 
 def read(filesystem: fs.FileSystem, path: str) -> bytes:

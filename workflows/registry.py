@@ -18,7 +18,6 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 from data.encoding import TableEncoding
 from vae.bundle_files import MANIFEST, BundleError, read_bundle
 from workflows.cluster import ROOT
-from workflows.errors import ServiceError
 from workflows.lineage import pinned_requirements
 from workflows.pinned import PinnedModel, default_tracking_uri, folder_model, without_password
 from workflows.store_file import sqlite_file
@@ -75,13 +74,14 @@ class Registry(Tracking):
                 f"{reference}: not a model reference; give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model or a folder"
             )
         name, alias, number = named.groups()
-        try:
-            found = self.client.get_model_version_by_alias(name, alias) if alias else self.client.get_model_version(name, number)
-            folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}"))
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise BundleError(f"{reference}: not in the registry at {without_password(self.uri)}: {error.message}") from error
-            raise ServiceError(f"MLflow at {without_password(self.uri)}: {error}") from error
+        with service_errors(self.uri):
+            try:
+                found = self.client.get_model_version_by_alias(name, alias) if alias else self.client.get_model_version(name, number)
+                folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}"))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise BundleError(f"{reference}: not in the registry at {without_password(self.uri)}: {error.message}") from error
+                raise
         files = read_bundle(folder / "artifacts" / "bundle")
         sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
         if found.tags.get("bundle_sha256", sha256) != sha256:
@@ -91,16 +91,17 @@ class Registry(Tracking):
     def _pin_run(self, reference: str) -> PinnedModel:
         """Returns the model that a run logged: its registered version where it has one, else known by the bundle's hash."""
         run_id = reference.removeprefix("runs:/").split("/")[0]
-        try:
-            self.client.get_run(run_id)
-            versions = self.client.search_model_versions(f"run_id = '{run_id}'")
-            if versions:
-                return self.pin(f"models:/{versions[0].name}/{versions[0].version}")
-            folder = Path(mlflow.artifacts.download_artifacts(reference))
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise BundleError(f"{reference}: not at {without_password(self.uri)}: {error.message}") from error
-            raise ServiceError(f"MLflow at {without_password(self.uri)}: {error}") from error
+        with service_errors(self.uri):
+            try:
+                self.client.get_run(run_id)
+                versions = self.client.search_model_versions(f"run_id = '{run_id}'")
+                if versions:
+                    return self.pin(f"models:/{versions[0].name}/{versions[0].version}")
+                folder = Path(mlflow.artifacts.download_artifacts(reference))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise BundleError(f"{reference}: not at {without_password(self.uri)}: {error.message}") from error
+                raise
         return replace(folder_model(folder), run_id=run_id)
 
     def aliases(self, name: str) -> dict[str, str]:

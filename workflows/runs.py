@@ -13,8 +13,9 @@ from typing import Any
 from pyarrow import fs
 
 from data.listing import open_filesystem
-from data.stores import address, refuse_silence
-from workflows.checkpoint import Checkpoints, read, write
+from data.output import OutputError
+from data.stores import address, refuse_silence, replace
+from workflows.checkpoint import Checkpoints, read
 from workflows.checks import ConfigError
 from workflows.errors import ServiceError
 from workflows.lease import Claims
@@ -46,10 +47,14 @@ class Run:
         return run
 
     def refresh(self) -> None:
-        """Takes over what the folder says. Raises ConfigError as open does."""
+        """Takes over what the folder says. Raises ConfigError as open does, OutputError where the folder's record is none."""
         if self.filesystem.get_file_info(f"{self.folder}/{RECORD}").type != fs.FileType.File:
             return
-        record = json.loads(read(self.filesystem, f"{self.folder}/{RECORD}"))
+        record = record_of(read(self.filesystem, f"{self.folder}/{RECORD}"))
+        if record is None:
+            raise OutputError(
+                f"{address(self.filesystem, self.folder)}/{RECORD} is not the record of a run; restore it, or choose a new run.name"
+            )
         differences = [
             f"{key}: the run has {record['identity'].get(key)!r}, asked is {self.identity.get(key)!r}"
             for key in sorted({*record["identity"], *self.identity})
@@ -71,7 +76,7 @@ class Run:
         path = f"{self.folder}/{name}"
         try:
             self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            write(self.filesystem, path, content)
+            replace(self.filesystem, path, content)
         except OSError as error:
             refuse_silence(error)
             raise ServiceError(f"run.storage_path: {address(self.filesystem, path)} cannot be written: {error}") from error
@@ -87,3 +92,13 @@ class Run:
         with claims.held(f"run {self.name}") as attempt:
             self.refresh()
             yield Checkpoints(self.filesystem, f"{self.folder}/checkpoints", attempt, partial(claims.is_current, attempt))
+
+
+def record_of(content: bytes) -> dict[str, Any] | None:
+    """Returns what Run.save wrote, or None where it is not that."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return None
+    keys = {"identity", "key", "mlflow_run_id", "result"}
+    return record if isinstance(record, dict) and keys <= record.keys() and isinstance(record["identity"], dict) else None

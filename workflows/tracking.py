@@ -35,16 +35,23 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 MAX_PARAM_CHARS = 6000
 # MLflow allows 1000; to find 1000 points again that are there already takes a busy server more than the 10 s above.
 MAX_METRICS_PER_CALL = 250
+# Whose exceptions MLflow's clients of artifact stores let pass, besides OSErrors, among which are those of requests.
+STORE_CLIENTS = ("boto3", "botocore", "google", "azure")
 
 
 @contextmanager
 def service_errors(uri: str) -> Iterator[None]:
-    """Turns MLflow's failures into ServiceError with the address, or ConfigError where the address is of no kind that it knows."""
+    """Turns failures of MLflow and its artifact stores into ServiceError with the address, or ConfigError where that is of no known kind.
+
+    An OSError here is a connection's, or a file's of the store, or of a temporary folder on its way there: the message says which.
+    """
     try:
         yield
     except UnsupportedModelRegistryStoreURIException as error:
         raise ConfigError(f"registry.tracking_uri is {without_password(uri)!r}: {str(error).strip()}") from error
-    except MlflowException as error:
+    except Exception as error:
+        if not isinstance(error, MlflowException | OSError) and type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
+            raise
         raise ServiceError(f"MLflow at {without_password(uri)}: {error}") from error
 
 
@@ -76,7 +83,9 @@ class Tracking:
             found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'", max_results=1)
             run = found[0] if found else self.client.create_run(experiment_id, run_name=run_name, tags=dict(tags) | {"run_key": key})
             run_id = str(run.info.run_id)
-            self.client.log_batch(run_id, params=[Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()])
+            known = run.data.params  # which MLflow lets nobody change
+            new = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items() if name not in known]
+            self.client.log_batch(run_id, params=new)
         return run_id
 
     def log_input(self, run_id: str, path: str, digest: str, name: str) -> None:

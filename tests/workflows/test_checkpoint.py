@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from pyarrow import fs
 
+from data.stores import replace
 from tests.workflows.test_steps import small_model
-from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of, write
+from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
 from workflows.errors import ComputationError
 from workflows.model_config import TrainingConfig
 from workflows.optimization import Optimizer
@@ -151,11 +153,11 @@ def test_a_save_of_the_same_step_that_is_killed_leaves_the_checkpoint_before_it(
     setattr(state.progress, change, 1)
 
     def killed(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-        write(filesystem, path, content)
+        replace(filesystem, path, content)
         if path.endswith(stopped_at):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("workflows.checkpoint.write", killed)
+    monkeypatch.setattr("workflows.checkpoint.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path).save(state.files(), state.progress)
     files = store(tmp_path, attempt=2).newest()
@@ -171,6 +173,27 @@ def test_a_checkpoint_of_an_earlier_version_is_found_and_comes_before_what_follo
     state.progress.epoch = 1
     store(tmp_path).save(state.files(), state.progress)
     assert [Path(folder).name for folder in store(tmp_path).folders()] == ["000000000010-000001", "000000000010-000001-000001"]
+
+
+def test_a_manifest_is_put_when_all_else_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    sync, move = os.fsync, fs.LocalFileSystem.move
+
+    def noted_sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    class Disk(fs.LocalFileSystem):
+        def move(self, source: str, target: str) -> None:
+            if target.endswith(MANIFEST):
+                folder = Path(target).parent
+                assert {path.stat().st_ino for path in (*folder.iterdir(), folder, folder.parent)} <= synced
+                synced.remove(folder.stat().st_ino)
+            move(self, source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    save(Checkpoints(Disk(), str(tmp_path), 1, lambda: True), 10)
+    assert next(tmp_path.iterdir()).stat().st_ino in synced  # the manifest's name too
 
 
 def test_a_start_that_was_replaced_publishes_and_removes_nothing(tmp_path: Path) -> None:

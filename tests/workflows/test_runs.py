@@ -1,0 +1,29 @@
+"""A run's folder, as the next start finds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.output import OutputError
+from workflows.job import exit_code
+from workflows.runs import RECORD, Run
+
+
+@pytest.mark.parametrize("content", [b"", b'{"identity": {', b"\xff\xfe", b"[]", b"null", b"{}"])
+def test_a_record_that_is_none_is_said_with_its_path(content: bytes, tmp_path: Path) -> None:
+    Run.open(str(tmp_path), "one", {"seed": 1}).save()
+    record = tmp_path / "one" / RECORD
+    record.write_bytes(content)
+    with pytest.raises(OutputError, match=f"{record} is not the record of a run; restore it") as caught:
+        Run.open(str(tmp_path), "one", {"seed": 1})
+    assert exit_code(caught.value) == 73
+
+
+def test_a_run_is_found_as_it_was_saved(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path), "one", {"seed": 1})
+    run.result = {"num_steps": 3}
+    run.save()
+    again = Run.open(str(tmp_path), "one", {"seed": 1})
+    assert (again.key, again.result) == (run.key, {"num_steps": 3})
