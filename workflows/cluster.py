@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from workflows.checks import ConfigError
 from workflows.config import ClusterConfig
 from workflows.errors import ServiceError, logger
 from workflows.job import stop_on_sigterm
+from workflows.nodes import Nodes, Resources, demand, room_here
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
 CONNECT_S = 10.0
+SAY_S = 30.0
 # What a Ray of one job does without: looking for nodes that are taken away, and metrics that nobody reads.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
@@ -91,13 +94,6 @@ def quiet() -> dict[str, object]:
     return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-def possible_resources() -> dict[str, float]:
-    """Returns what the cluster has or, where it scales by itself, may come to have, by resource name."""
-    have = ray.cluster_resources()
-    may = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in {*have, *may}}
-
-
 @dataclass(frozen=True)
 class Workers:
     """What the training workers get: how many at most, and at least, and the resources of each."""
@@ -135,53 +131,58 @@ def claim_workers(config: ClusterConfig) -> Workers:
 
     Raises ServiceError where it cannot have them, or they did not come in time.
     """
-    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.fewest_workers)
-    per_worker = {"CPU": float(config.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    needed = {name: amount * config.fewest_workers for name, amount in per_worker.items()}
+    per_worker = {"CPU": float(config.cpus_per_worker)}
+    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(per_worker, config.fewest_workers)
+    per_worker |= {"GPU": 1.0} if use_gpu else {}
     workers = Workers(config.num_workers, config.fewest_workers, use_gpu, per_worker, config.resize_interval_s)
-    require_resources(needed | {"CPU": needed["CPU"] + workers.reading_cpus}, config.start_timeout_s)
+    require_room(per_worker, config.fewest_workers, config.start_timeout_s, workers.reading_cpus)
     return workers
 
 
-def choose_gpu(num_workers: int) -> bool:
-    """Returns whether every worker can have a GPU."""
-    gpus = possible_resources().get("GPU", 0)
+def choose_gpu(per_worker: Resources, num_workers: int) -> bool:
+    """Returns whether every worker can have a GPU beside its CPUs."""
+    nodes = Nodes.look()
+    gpus = nodes.room({**per_worker, "GPU": 1.0})
     if 0 < gpus < num_workers:
-        logger.info("%g GPUs for %d workers: training runs on CPUs; ask for %g workers, or set cluster.use_gpu", gpus, num_workers, gpus)
+        logger.info("GPUs for %d of %d workers: CPUs are used; ask for %d workers, or set cluster.use_gpu", gpus, num_workers, gpus)
+    elif not gpus and not nodes.growth.is_known:
+        logger.info("no GPU here, and it is not known whether the cluster can start some: CPUs are used; see --cluster.use_gpu")
     return gpus >= num_workers
 
 
-def require_resources(needed: dict[str, float], timeout_s: float) -> None:
-    """Returns when the cluster has what is needed; says so while it waits.
+def require_room(bundle: Resources, number: int, timeout_s: float, more_cpus: int = 0) -> None:
+    """Returns when the cluster has nodes for a number of bundles of resources, each on one node, and for more CPUs anywhere.
 
-    Raises ServiceError at once where not even a grown cluster could have it, and after timeout_s where it did not come.
+    It says so while it waits, and the autoscaler is asked meanwhile. Raises ServiceError at once where not even a grown cluster could have
+    them, and after timeout_s where they did not come.
     """
-    possible = possible_resources()
-    short = {name: amount for name, amount in needed.items() if possible.get(name, 0) < amount}
-    if short:
-        there = describe({name: possible.get(name, 0) for name in needed})
-        raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {there}; ask for fewer workers")
+    needed = f"{number} x ({describe(bundle)})" + (f" and {describe({'CPU': more_cpus})}" if more_cpus else "")
+    if is_enough(room_here, bundle, number, more_cpus):
+        return
+    nodes = Nodes.look()
+    if nodes.growth.is_known and not is_enough(nodes.room, bundle, number, more_cpus):
+        there = describe({name: nodes.room({name: 1.0}) for name in bundle})
+        raise ServiceError(f"the cluster cannot give {needed}, each on one node: it has, or can start, {there}; ask for less")
     deadline = time.monotonic() + timeout_s
-    said = 0.0
-    while any(ray.cluster_resources().get(name, 0) < amount for name, amount in needed.items()):
-        if time.monotonic() > deadline:
-            raise ServiceError(f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(ray.cluster_resources())}")
-        if time.monotonic() - said > 30:
-            logger.info(
-                "waiting for nodes: %s needed, %s here", describe(needed), describe({n: ray.cluster_resources().get(n, 0) for n in needed})
-            )
-            said = time.monotonic()
-            request_resources(needed)
-        time.sleep(1)
+    said = -math.inf
+    with demand([bundle] * number + [{"CPU": 1.0}] * more_cpus):
+        while not is_enough(room_here, bundle, number, more_cpus):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"waited {timeout_s:.0f} s for {needed}; the cluster has {describe(ray.cluster_resources())}")
+            if time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                logger.info(
+                    "waiting up to %.0f s for nodes: %s needed, %s here", deadline - said, needed, describe(ray.cluster_resources())
+                )
+            time.sleep(1)
 
 
-def request_resources(needed: dict[str, float]) -> None:
-    from ray.autoscaler.sdk import request_resources as request
+def is_enough(room: Callable[[Resources], int], bundle: Resources, number: int, more_cpus: int) -> bool:
+    """Whether there is room for a number of bundles, and CPUs are left besides."""
+    return room(bundle) >= number and room({"CPU": 1.0}) >= number * bundle["CPU"] + more_cpus
 
-    request(bundles=[{name: 1.0} for name, amount in needed.items() for _ in range(int(amount))])
 
-
-def describe(resources: dict[str, float]) -> str:
+def describe(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")) or "nothing"
 
 
