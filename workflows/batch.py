@@ -16,7 +16,7 @@ from data.stores import address
 from workflows.actors import ModelFiles, Pool
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig
 from workflows.checks import ConfigError
-from workflows.cluster import is_submitted, possible_resources, require_resources
+from workflows.cluster import choose_gpu, is_submitted, require_room
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
 from workflows.lineage import lineage
@@ -56,8 +56,8 @@ def claim_pool(config: BatchClusterConfig) -> Pool:
 
     Raises ServiceError where what one actor needs cannot come.
     """
-    use_gpu = possible_resources().get("GPU", 0) >= 1 if config.use_gpu == "auto" else config.use_gpu
-    require_resources({"CPU": 1.0} | ({"GPU": 1.0} if use_gpu else {}), config.start_timeout_s)
+    use_gpu = choose_gpu({"CPU": 1.0}, 1) if config.use_gpu == "auto" else config.use_gpu
+    require_room({"CPU": 1.0} | ({"GPU": 1.0} if use_gpu else {}), 1, config.start_timeout_s)
     there = ray.cluster_resources()
     fitting = int(there.get("GPU", 1)) if use_gpu else int(there.get("CPU", 2)) - 1
     return Pool(config.num_actors or max(1, fitting), use_gpu)

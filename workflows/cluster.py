@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from workflows.checks import ConfigError
 from workflows.config import ClusterConfig
 from workflows.errors import ServiceError, logger
 from workflows.job import stop_on_sigterm
+from workflows.nodes import Nodes, Resources, demand, room_here
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vae", "data", "workflows")
 CONNECT_S = 10.0
-# A job's own tasks and actors hold resources for a moment after their end; what is held for longer is worth a word, and another one later.
-HELD_FOR_LONG_S, SAY_AGAIN_S = 5.0, 30.0
+# A job's own tasks and actors hold resources for a moment after their end; what is held for longer is worth a word.
+HELD_FOR_LONG_S = 5.0
+# How often it is said what is waited for.
+SAY_S = 30.0
 # What a Ray of one job does without: looking for nodes that are taken away, and metrics that nobody reads.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
@@ -99,13 +102,6 @@ def quiet() -> dict[str, object]:
     return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-def possible_resources() -> dict[str, float]:
-    """Returns what the cluster has or, where it scales by itself, may come to have, by resource name."""
-    have = ray.cluster_resources()
-    may = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in {*have, *may}}
-
-
 @dataclass(frozen=True)
 class Workers:
     """What the training workers get: how many at most, and at least, and the resources of each."""
@@ -145,62 +141,70 @@ def claim_workers(config: ClusterConfig) -> Workers:
 
     Raises ServiceError where it cannot have them, or they did not come in time.
     """
-    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(config.fewest_workers)
-    per_worker = {"CPU": float(config.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    needed = {name: amount * config.fewest_workers for name, amount in per_worker.items()}
+    per_worker = {"CPU": float(config.cpus_per_worker)}
+    use_gpu = config.use_gpu if config.use_gpu != "auto" else choose_gpu(per_worker, config.fewest_workers)
+    per_worker |= {"GPU": 1.0} if use_gpu else {}
     shared = is_shared(config.address)
     workers = Workers(config.num_workers, config.fewest_workers, use_gpu, per_worker, config.resize_interval_s, shared)
-    require_resources(needed | {"CPU": needed["CPU"] + workers.reading_cpus}, config.start_timeout_s)
+    require_room(per_worker, config.fewest_workers, config.start_timeout_s, workers.reading_cpus)
     return workers
 
 
-def choose_gpu(num_workers: int) -> bool:
-    """Returns whether every worker can have a GPU."""
-    gpus = possible_resources().get("GPU", 0)
+def choose_gpu(per_worker: Resources, num_workers: int) -> bool:
+    """Returns whether every worker can have a GPU beside its CPUs."""
+    nodes = Nodes.look()
+    gpus = nodes.room({**per_worker, "GPU": 1.0})
     if 0 < gpus < num_workers:
-        logger.info("%g GPUs for %d workers: training runs on CPUs; ask for %g workers, or set cluster.use_gpu", gpus, num_workers, gpus)
+        logger.info("GPUs for %d of %d workers: CPUs are used; ask for %d workers, or set cluster.use_gpu", gpus, num_workers, gpus)
+    elif not gpus and not nodes.growth.is_known:
+        logger.info("no GPU here, and it is not known whether the cluster can start some: CPUs are used; see --cluster.use_gpu")
     return gpus >= num_workers
 
 
-def require_resources(needed: dict[str, float], timeout_s: float) -> None:
-    """Returns when the cluster has what is needed, and others do not hold it; says so while it waits.
+def require_room(bundle: Resources, number: int, timeout_s: float, more_cpus: int = 0) -> None:
+    """Returns when the cluster has nodes for a number of bundles of resources, each on one node, and for more CPUs anywhere, and others do
+    not hold them.
 
-    Raises ServiceError at once where not even a grown cluster could have it, and after timeout_s where it did not come.
+    It says so while it waits, and the autoscaler is asked meanwhile. Raises ServiceError at once where not even a grown cluster could have
+    them, and after timeout_s where they did not come.
     """
-    possible = possible_resources()
-    short = {name: amount for name, amount in needed.items() if possible.get(name, 0) < amount}
-    if short:
-        there = describe({name: possible.get(name, 0) for name in needed})
-        raise ServiceError(f"the cluster cannot give {describe(needed)}: it has, or can start, {there}; ask for fewer workers")
+    needed = f"{number} x ({describe(bundle)})" + (f" and {describe({'CPU': more_cpus})}" if more_cpus else "")
     began = time.monotonic()
-    say_at, asked = began + HELD_FOR_LONG_S, False
-    while not all(ray.available_resources().get(name, 0) >= amount for name, amount in needed.items()):
-        have = ray.cluster_resources()
-        missing = any(have.get(name, 0) < amount for name, amount in needed.items())
-        here = describe({name: (have if missing else ray.available_resources()).get(name, 0) for name in needed})
+    if not is_enough(room_here, bundle, number, more_cpus):
+        nodes = Nodes.look()
+        if nodes.growth.is_known and not is_enough(nodes.room, bundle, number, more_cpus):
+            there = describe({name: nodes.room({name: 1.0}) for name in bundle})
+            raise ServiceError(f"the cluster cannot give {needed}, each on one node: it has, or can start, {there}; ask for less")
+        with demand([bundle] * number + [{"CPU": 1.0}] * more_cpus):
+            wait_until(lambda: is_enough(room_here, bundle, number, more_cpus), began, began, timeout_s, f"nodes for {needed}")
+    say_at = time.monotonic() + HELD_FOR_LONG_S
+    wait_until(lambda: is_free(bundle, number, more_cpus), began, say_at, timeout_s, f"others to leave {needed}")
+
+
+def wait_until(is_there: Callable[[], bool], began: float, say_at: float, timeout_s: float, what: str) -> None:
+    """Returns when something is there; says from say_at on what is waited for. Raises ServiceError timeout_s after it began."""
+    while not is_there():
+        found = f"the cluster has {describe(ray.cluster_resources())}, free are {describe(ray.available_resources())}"
         if time.monotonic() > began + timeout_s:
-            raise ServiceError(
-                f"waited {timeout_s:.0f} s for {describe(needed)}; the cluster has {describe(have)}, free of it "
-                f"{describe(ray.available_resources())}"
-            )
-        if missing and not asked:
-            asked = True
-            request_resources(needed)
-            say_at = time.monotonic()
+            raise ServiceError(f"waited {timeout_s:.0f} s for {what}; {found}")
         if time.monotonic() >= say_at:
-            what = "nodes" if missing else "what other jobs hold"
-            logger.info("waiting for %s: %s needed, %s %s", what, describe(needed), here, "here" if missing else "free")
-            say_at = time.monotonic() + SAY_AGAIN_S
+            say_at = time.monotonic() + SAY_S
+            logger.info("waiting up to %.0f s for %s; %s", began + timeout_s - time.monotonic(), what, found)
         time.sleep(1)
 
 
-def request_resources(needed: dict[str, float]) -> None:
-    from ray.autoscaler.sdk import request_resources as request
+def is_free(bundle: Resources, number: int, more_cpus: int) -> bool:
+    """Whether what so many bundles and CPUs take is free, all nodes together."""
+    free = ray.available_resources()
+    return all(free.get(name, 0) >= amount * number + (more_cpus if name == "CPU" else 0) for name, amount in bundle.items())
 
-    request(bundles=[{name: 1.0} for name, amount in needed.items() for _ in range(int(amount))])
+
+def is_enough(room: Callable[[Resources], int], bundle: Resources, number: int, more_cpus: int) -> bool:
+    """Whether there is room for a number of bundles, and CPUs are left besides."""
+    return room(bundle) >= number and room({"CPU": 1.0}) >= number * bundle["CPU"] + more_cpus
 
 
-def describe(resources: dict[str, float]) -> str:
+def describe(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")) or "nothing"
 
 

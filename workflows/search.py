@@ -19,10 +19,11 @@ from ray.tune.schedulers import ASHAScheduler
 
 from data.table import Table
 from workflows.checkpoint import Checkpoints
-from workflows.cluster import Workers, claim_workers, possible_resources
+from workflows.cluster import Workers, claim_workers
 from workflows.errors import logger
 from workflows.mailbox import Mailbox
 from workflows.metrics_log import MetricsLog
+from workflows.nodes import Nodes
 from workflows.record import epoch_metrics, identity, metrics_log, record_start
 from workflows.registry import Registry
 from workflows.runs import Run
@@ -68,10 +69,9 @@ def at_once(config: SearchConfig, workers: Workers, num_waiting: int) -> int:
     if asked is not None:
         claim_workers(replace(config.cluster, num_workers=min(asked, num_waiting) * workers.num_workers))
         return min(asked, num_waiting)
-    have = possible_resources()
-    free = have | {"CPU": have["CPU"] - 1}
-    fitting = [int(free.get(name, 0) / (amount * workers.num_workers)) for name, amount in workers.per_worker.items()]
-    return max(1, min(*fitting, num_waiting))
+    nodes = Nodes.look()
+    most_workers = min(nodes.room(workers.per_worker), int((nodes.room({"CPU": 1.0}) - 1) / workers.per_worker["CPU"]))
+    return max(1, min(most_workers // workers.num_workers, num_waiting))
 
 
 class Watch(tune.Callback):
