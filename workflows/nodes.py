@@ -114,6 +114,13 @@ def growth_of(file: Path) -> Growth:
     return Growth(tuple(kind["resources"] for kind in types for _ in range(min(most, kind.get("max_workers", most)))), most)
 
 
+def nodes_without(path: str) -> list[str]:
+    """Returns the addresses of the nodes that do not see a file of this one, each once."""
+    alive = alive_nodes()
+    seen = ray.get([task_on(node["NodeID"], Path.is_file).remote(Path(path)) for node in alive], timeout=LOOK_S)
+    return sorted({node["NodeManagerAddress"] for node, found in zip(alive, seen, strict=True) if not found})
+
+
 @contextmanager
 def demand(bundles: list[Resources]) -> Iterator[None]:
     """Makes the autoscaler see a need for bundles while open.

@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,12 +26,14 @@ from vae.bundle import load_bundle, save_bundle
 from vae.model import VAE
 from workflows.architecture import architecture
 from workflows.checkpoint import BEST, Checkpoints, Progress, progress_of, read
+from workflows.checks import ConfigError
 from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
 from workflows.drift import training_reference
 from workflows.errors import ComputationError, ServiceError, logger
 from workflows.lineage import flatten, lineage, parameters
 from workflows.metrics_log import MetricsLog
+from workflows.nodes import alive_nodes, nodes_without
 from workflows.pictures import sample_rows, save_training_pictures
 from workflows.pinned import relative_store, without_password, without_passwords
 from workflows.registry import Registry
@@ -62,6 +65,27 @@ def refuse_lost_defaults(config: TrainConfig) -> None:
     given = " ".join(shlex.quote(argument) for argument in sys.argv[1:])
     more = " ".join(f"{key} {value}" for key, value in advice.items())
     check_submitted(problems, f"ray job submit --address http://HEAD:8265 --working-dir . -- python workflows/{job} {given} {more}")
+
+
+def refuse_local_checkpoints(this: Run) -> None:
+    """Raises ConfigError where a job would keep its run on one of several nodes; a folder that all of them mount will do.
+
+    The nodes are those that are here, so it is asked once the workers have theirs.
+    """
+    if not isinstance(this.filesystem, fs.LocalFileSystem) or not (is_submitted() or len(alive_nodes()) > 1):
+        return
+    marker = f"nodes-{uuid.uuid4().hex}"  # a name that no node has looked for, and remembers as missing
+    this.write(marker, b"")
+    try:
+        without = nodes_without(f"{this.folder}/{marker}")
+    finally:
+        this.filesystem.delete_file(f"{this.folder}/{marker}")
+    if without:
+        raise ConfigError(
+            f"run.storage_path: {this.folder} is not the same folder on every node of the cluster ({', '.join(without)} see another or "
+            "none), where checkpoints would be lost; name a folder that all of them mount, or an object store: "
+            "--run.storage_path s3://BUCKET/runs"
+        )
 
 
 def identity(config: TrainConfig, table: Table, validation_table: Table | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from workflows.cluster import claim_workers, connected
 from workflows.config import TrainConfig
 from workflows.errors import logger
 from workflows.narration import Narrator
-from workflows.record import identity, metrics_log, record_end, record_start, refuse_lost_defaults
+from workflows.record import identity, metrics_log, record_end, record_start, refuse_local_checkpoints, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.training import fit, for_table, open_tables, prepare
@@ -31,6 +31,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))
             with connected(config.cluster.address, config.cluster.num_workers * config.cluster.cpus_per_worker):
                 workers = claim_workers(config.cluster)
+                refuse_local_checkpoints(this)
                 prepared = prepare(config, table, validation_table)
                 config = for_table(config, prepared)
                 record_start(config, this, registry, prepared)

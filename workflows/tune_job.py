@@ -8,7 +8,7 @@ from typing import Any
 from workflows.cluster import claim_workers, connected
 from workflows.errors import logger
 from workflows.ranking import finish_best, is_settled, record_search_end
-from workflows.record import record_start, refuse_lost_defaults
+from workflows.record import record_start, refuse_local_checkpoints, refuse_lost_defaults
 from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.search import record_trials, search, search_identity, trials_of
@@ -34,6 +34,7 @@ def tune(config: SearchConfig) -> dict[str, Any]:
             num_workers = config.cluster.num_workers * (config.tune.max_concurrent_trials or 1)
             with connected(config.cluster.address, num_workers * config.cluster.cpus_per_worker):
                 workers = claim_workers(config.cluster)
+                refuse_local_checkpoints(this)
                 prepared = prepare(base, table, validation_table)
                 base = for_table(base, prepared)
                 for trial in trials:
