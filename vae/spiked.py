@@ -50,7 +50,8 @@ class SpikedCells(LogisticsCells):
 class SpikedLogistics(Logistics):
     """Numbers many of which are exactly some values: these have probabilities, the others a mixture of logistics.
 
-    atoms: of each cell, the stored values and their shares of the rows, from which the probabilities start.
+    atom_shares: of each cell, the stored values and their shares of the rows, from which the probabilities start. (Models that had them
+    as numbers among their features named them otherwise, and are refused.)
     """
 
     atoms: Tensor
@@ -61,16 +62,16 @@ class SpikedLogistics(Logistics):
     def __init__(
         self,
         size: int,
-        atoms: Sequence[Sequence[Sequence[float]]],
+        atom_shares: Sequence[Sequence[Sequence[float]]],
         num_components: int = 5,
         min_log_scale: Sequence[float] | None = None,
     ) -> None:
         super().__init__(size, num_components, min_log_scale)
-        if len(atoms) != size or not all(atoms):
-            raise ValueError(f"spiked_logistics: atoms of {size} cells are needed, one or more each; they are {atoms}")
-        most = max(map(len, atoms))
+        if len(atom_shares) != size or not all(atom_shares):
+            raise ValueError(f"spiked_logistics: atoms of {size} cells are needed, one or more each; they are {atom_shares}")
+        most = max(map(len, atom_shares))
         places, start = torch.full((size, most), torch.nan), torch.full((size, 1 + most), -torch.inf)
-        for cell, found in enumerate(atoms):
+        for cell, found in enumerate(atom_shares):
             values, shares = torch.tensor(found, dtype=torch.float32).unbind(1)
             places[cell, : len(found)] = values
             start[cell, : 1 + len(found)] = torch.cat([1 - shares.sum(0, keepdim=True), shares]).clamp(min=MIN_SHARE).log()

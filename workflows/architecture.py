@@ -109,7 +109,7 @@ def density(field: Field, name: str) -> dict[str, Any]:
     """Returns what the density of a field of numbers is told; a vector's elements share a scale where rows have none."""
     if name in ("logistics", "spiked_logistics"):
         least = [least_log_scale(column) for column in field.columns for _ in range(column.size)]
-        atoms = {"atoms": [stored_atoms(column) for column in field.columns]} if name == "spiked_logistics" else {}
+        atoms = {"atom_shares": [stored_atoms(column) for column in field.columns]} if name == "spiked_logistics" else {}
         return {"num_components": NUM_COMPONENTS, "min_log_scale": least} | atoms
     if name == "gaussian_per_row":
         return {"likelihood": "gaussian", "per_row": True}

@@ -85,7 +85,7 @@ CASES: dict[str, Case] = {
     "student_t shared": Case("student_t", {"size": 1, "shared_scale": True}, line),
     "logistics": Case("logistics", {"size": 1}, line),
     "logistics of 1": Case("logistics", {"size": 1, "num_components": 1, "min_log_scale": [-1.0]}, line),
-    "spikes": Case("spiked_logistics", {"size": 1, "atoms": [[[-1.5, 0.1], [0.3, 0.2]]]}, lambda: line_and_atoms(-1.5, 0.3)),
+    "spikes": Case("spiked_logistics", {"size": 1, "atom_shares": [[[-1.5, 0.1], [0.3, 0.2]]]}, lambda: line_and_atoms(-1.5, 0.3)),
     "integers": Case(
         "discretised_gaussian",
         {"size": 1} | INTEGERS,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.vae.likelihood_cases import disturb, generator, outputs_of
 from vae.mixtures import Logistics
+from vae.model import VAE
 from vae.spiked import SpikedLogistics
 
 ATOMS = [[[0.0, 0.5]], [[-1.25, 0.125], [2.0, 0.25], [3.0, 0.5]]]
@@ -92,3 +93,8 @@ def test_what_the_encoder_sees_does_not_depend_on_which_number_stands_for_an_ato
 def test_atoms_that_are_none_are_refused(atoms: list[list[list[float]]]) -> None:
     with pytest.raises(ValueError, match="spiked_logistics: atoms of 2 cells are needed, one or more each"):
         SpikedLogistics(2, atoms)
+
+
+def test_a_model_that_saw_atoms_as_numbers_is_refused() -> None:
+    with pytest.raises(TypeError, match="atoms"):
+        VAE([{"name": "x", "likelihood": "spiked_logistics", "size": 1, "valid_size": 1, "atoms": [[[0.0, 0.5]]]}], 1)
