@@ -200,7 +200,8 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
-    run_trainer(trainer, mailbox, hear, config.cluster.start_timeout_s)
+    # Of nodes that left, workers are not waited for where fewer will do.
+    run_trainer(trainer, mailbox, hear, 0 if workers.is_elastic else config.cluster.start_timeout_s)
 
 
 def datasets(prepared: Prepared, num_shards: int, workers: Workers, max_batch_bytes: int) -> dict[str, Any]:
