@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from data.column import Column
-from data.columns import drawn_in, plain, with_tails
 from data.likelihood_names import COUNTS, MASSES, NAMES, WARPED_MASSES, possible_likelihoods
+from data.numeric_columns import drawn_in, plain, with_tails
 from data.overrides import KINDS, ColumnOverrideError, can_be
 from data.scales import center_and_width, heavy_tails, log1p_moments
 from data.statistics import ColumnSummary, TableSummary
