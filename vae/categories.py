@@ -16,8 +16,8 @@ from vae.host import may_look_at
 from vae.input_layer import OneHot, dense
 from vae.precision import without_autocast
 
-# Scores up to here need no maximum taken off: e^60 is 1e26, so sums of millions of them, and their inverses, are numbers of float32.
-MODERATE = 60.0
+# A column's sum of exp(score - highest score of the row) that loses no digit of float32, whose smallest normal number is 1e-38.
+SMALLEST_SUM = 1e-20
 # Up to so many categories a column is one-hot for the encoder, above it has an embedding of so many numbers at most.
 MAX_ONE_HOT = 128
 MAX_EMBEDDING = 64
@@ -60,13 +60,14 @@ class Block(nn.Module):
         return highest + torch.log(sums)
 
     def weights(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns exp(score - highest) [.., B, K], its sum over each column's categories [.., B, C], and highest: 0 where all scores are
-        seen to be moderate, else each column's highest score [.., B, C]."""
-        if may_look_at(logits) and logits.numel():
-            least, most = logits.detach().aminmax()
-            if least > -MODERATE and most < MODERATE:
-                weights = torch.exp(logits)
-                return weights, self._sums(weights), logits.new_zeros(())
+        """Returns exp(score - highest) [.., B, K], its sum over each column's categories [.., B, C], and highest, [.., B, 1] or [.., B, C]:
+        the row's highest score, or where that would lose digits each column's."""
+        if may_look_at(logits):
+            highest = logits.detach().amax(-1, keepdim=True)
+            weights = torch.exp(logits - highest)
+            sums = self._sums(weights)
+            if sums.numel() == 0 or bool(sums.min() > SMALLEST_SUM):
+                return weights, sums, highest
         column_of = self.column_of.expand_as(logits)
         empty = logits.new_full((*logits.shape[:-1], self.num_columns), -torch.inf)
         highest = empty.scatter_reduce(-1, column_of, logits.detach(), "amax")
