@@ -32,6 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
+from workflows.cluster import SAY_S
 from workflows.errors import ComputationError, ServiceError, logger
 from workflows.job import known_cause
 from workflows.mailbox import Ear, Message
@@ -50,8 +51,6 @@ OF_THE_CONTROLLER = {HEALTH_CHECK_INTERVAL_S_ENV_VAR, ENABLE_PREEMPTION_WATCHER_
 # Starts of the workers that may fail before the run does; each is given its part of the time, or as long as workers take to start at least.
 MAX_FAILED_STARTS = 3
 LEAST_START_S = 60.0
-# How often it is said that workers are waited for.
-SAY_WAITING_S = 30.0
 
 
 class Workers(WorkerGroup):
@@ -132,9 +131,9 @@ def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear, start_
     try:
         while not outcome.done():
             ear.listen(0.5)
-            if not said and time.monotonic() - begun > SAY_WAITING_S * (1 + num_said):
+            if not said and time.monotonic() - begun > SAY_S * (1 + num_said):
                 num_said += 1
-                logger.info("waiting for the workers to start, for %.0f s by now: others may hold what they need", SAY_WAITING_S * num_said)
+                logger.info("waiting for the workers to start, for %.0f s by now: others may hold what they need", SAY_S * num_said)
     except KeyboardInterrupt:
         logger.info("stopping: the workers save where they stand")
         ray.get(mailbox.stop.remote())
