@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(started, timeout=20)
     for each in alive:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            each.kill()
     process.wait(timeout=20)
 
 
