@@ -82,8 +82,15 @@ class Run:
             raise ServiceError(f"run.storage_path: {address(self.filesystem, path)} cannot be written: {error}") from error
 
     def table_record(self) -> dict[str, Any]:
-        """Returns what the bundle says of the table, as it was saved before training."""
-        return dict(json.loads(read(self.filesystem, f"{self.folder}/{TABLE}")))
+        """Returns what the bundle says of the table, as it was saved before training. Raises OutputError where it is not that any more."""
+        path = f"{self.folder}/{TABLE}"
+        record = object_of(read(self.filesystem, path))
+        if record is None:
+            raise OutputError(
+                f"{address(self.filesystem, path)} is not what was saved there; restore it from the artifacts of MLflow run "
+                f"{self.mlflow_run_id}, or choose a new run.name"
+            )
+        return record
 
     @contextmanager
     def held(self) -> Iterator[Checkpoints]:
@@ -96,9 +103,15 @@ class Run:
 
 def record_of(content: bytes) -> dict[str, Any] | None:
     """Returns what Run.save wrote, or None where it is not that."""
+    record = object_of(content) or {}
+    keys = {"identity", "key", "mlflow_run_id", "result"}
+    return record if keys <= record.keys() and isinstance(record["identity"], dict) else None
+
+
+def object_of(content: bytes) -> dict[str, Any] | None:
+    """Returns the JSON object that a file holds, or None where it is not one, as when a disk lost a part of it."""
     try:
-        record = json.loads(content)
+        found = json.loads(content)
     except ValueError:
         return None
-    keys = {"identity", "key", "mlflow_run_id", "result"}
-    return record if isinstance(record, dict) and keys <= record.keys() and isinstance(record["identity"], dict) else None
+    return found if isinstance(found, dict) else None

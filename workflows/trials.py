@@ -15,12 +15,13 @@ from pyarrow import fs
 from ray import tune
 from ray.actor import ActorHandle
 
+from data.stores import address
 from workflows.checkpoint import Checkpoints, progress_of, read
 from workflows.cluster import Workers
 from workflows.config import TrainConfig
-from workflows.errors import ComputationError
+from workflows.errors import ComputationError, logger
 from workflows.mailbox import Message
-from workflows.runs import Run
+from workflows.runs import Run, object_of
 from workflows.scoring import score_of
 from workflows.training import Prepared, fit
 
@@ -49,10 +50,13 @@ class Trial:
 
     @staticmethod
     def open(number: int, values: dict[str, Any], config: TrainConfig, run: Run) -> Trial:
-        """Returns the trial, new or as its run's folder has it."""
-        path = f"{run.folder}/{RECORD}"
-        ended = run.filesystem.get_file_info(path).type == fs.FileType.File
-        return Trial(number, values, config, run, **(json.loads(read(run.filesystem, path)) if ended else {}))
+        """Returns the trial, new or as its run's folder has it; damaged, it has not ended, and goes on from its checkpoints."""
+        path, ended = f"{run.folder}/{RECORD}", None
+        if run.filesystem.get_file_info(path).type == fs.FileType.File:
+            ended = object_of(read(run.filesystem, path))
+            if ended is None:
+                logger.warning("%s is damaged: %s goes on from its checkpoints", address(run.filesystem, path), run.name)
+        return Trial(number, values, config, run, **(ended or {}))
 
     @property
     def score(self) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from data.output import OutputError
 from workflows.job import exit_code
-from workflows.runs import RECORD, Run
+from workflows.runs import RECORD, TABLE, Run
 
 
 @pytest.mark.parametrize("content", [b"", b'{"identity": {', b"\xff\xfe", b"[]", b"null", b"{}"])
@@ -27,3 +27,14 @@ def test_a_run_is_found_as_it_was_saved(tmp_path: Path) -> None:
     run.save()
     again = Run.open(str(tmp_path), "one", {"seed": 1})
     assert (again.key, again.result) == (run.key, {"num_steps": 3})
+
+
+@pytest.mark.parametrize("content", [b"", b'{"columns": [', b"\xff\xfe", b"null"])
+def test_a_damaged_record_of_the_table_is_said_with_where_another_is(content: bytes, tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path), "one", {})
+    run.mlflow_run_id = "0123"
+    run.write(TABLE, content)
+    with pytest.raises(
+        OutputError, match=f"{tmp_path}/one/{TABLE} is not what was saved there; restore it from the artifacts of MLflow run 0123"
+    ):
+        run.table_record()

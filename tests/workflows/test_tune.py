@@ -165,6 +165,16 @@ def test_how_a_trial_ended_is_kept_in_its_folder(tmp_path: Path) -> None:
     assert trial(tmp_path, 1).outcome is None
 
 
+def test_a_trial_whose_record_is_damaged_has_not_ended_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = trial(tmp_path, 0)
+    first.end("stopped", [-3.0])
+    record = Path(first.run.folder) / "trial.json"
+    record.write_bytes(record.read_bytes()[:9])
+    again = Trial.open(0, {}, first.config, first.run)
+    assert (again.outcome, again.elbos) == (None, [])
+    assert f"{record} is damaged" in caplog.text
+
+
 def test_asha_remembers_the_trials_of_earlier_starts(tmp_path: Path) -> None:
     ended = [trial(tmp_path, 0, "finished", (-9, -5, -4)), trial(tmp_path, 1, "stopped", (-8,)), trial(tmp_path, 2)]
     scheduler, new = halving(TuneConfig(grace_epochs=1, reduction_factor=2), ended), SimpleNamespace(trial_id="new")
