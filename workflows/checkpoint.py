@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -168,8 +169,15 @@ class Checkpoints:
     def newest(self) -> dict[str, bytes] | None:
         """Returns the files of the newest checkpoint that is whole, None where the run has none yet.
 
-        A damaged one is skipped, saying so. Raises ComputationError where there are checkpoints and every one is damaged.
+        A damaged one is skipped, saying so. Raises ComputationError where there are checkpoints and every one is damaged, and on a node
+        that joined later and does not have the run's folder: there nothing must start over.
         """
+        folder = self.path.rpartition("/")[0]
+        if isinstance(self.filesystem, fs.LocalFileSystem) and self.filesystem.get_file_info(folder).type != fs.FileType.Directory:
+            raise ComputationError(
+                f"{folder} is not there on {platform.node()}: checkpoints need a folder that every node mounts; mount it there or take the "
+                "node away, and start the run again: it goes on from its last checkpoint"
+            )
         damaged = []
         for folder in reversed(self.folders()):
             if not self._exists(f"{folder}/{MANIFEST}"):

@@ -100,12 +100,12 @@ def train_worker(config: dict[str, Any]) -> None:
     keep_freed_memory()
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    state = start_state(worker)
     try:
+        state = start_state(worker)
         if not state.progress.finished:
             train(state, worker)
     except ComputationError as error:  # no failure of a worker: every retry would end here; the driver ends the run
-        worker.line.send(state.progress.step, [{"kind": "failure", "message": str(error)}])
+        worker.line.send(worker.line.step, [{"kind": "failure", "message": str(error)}])
     worker.line.flush(FAREWELL_S)
 
 

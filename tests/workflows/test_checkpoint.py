@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,9 @@ def test_only_a_finished_checkpoint_is_finished(tmp_path: Path) -> None:
     files = store(tmp_path).finished()
     assert files is not None
     assert progress_of(files).finished
+
+
+def test_on_a_node_that_does_not_have_the_runs_folder_nothing_starts_over(tmp_path: Path) -> None:
+    assert store(tmp_path / "checkpoints").newest() is None
+    with pytest.raises(ComputationError, match=f"{tmp_path}/elsewhere is not there on {platform.node()}"):
+        store(tmp_path / "elsewhere" / "checkpoints").newest()
