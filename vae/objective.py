@@ -51,7 +51,7 @@ class Loss(nn.Module):
         super().__init__()
         self.model, self.objective, self.sum_over_workers = model, objective, sum_over_workers
 
-    def forward(self, rows: Rows, noise: Tensor, beta: float) -> tuple[Tensor, Bound]:
+    def forward(self, rows: Rows, noise: Tensor, beta: float | Tensor) -> tuple[Tensor, Bound]:
         """Returns the loss summed over rows, and the plain bound; noise [B, L] or [B, K, L], beta: the KL's weight."""
         if self.objective.kind == "iwae":
             return self._importance_weighted(rows, noise, beta)
@@ -60,7 +60,7 @@ class Loss(nn.Module):
             return -(bound.expected_log_likelihood + bound.null_pattern - beta * bound.kl).sum(), bound
         return self._with_free_bits(rows, noise, beta)
 
-    def _with_free_bits(self, rows: Rows, noise: Tensor, beta: float) -> tuple[Tensor, Bound]:
+    def _with_free_bits(self, rows: Rows, noise: Tensor, beta: float | Tensor) -> tuple[Tensor, Bound]:
         q_z, condition = self.model.posterior(rows), self.model.condition(rows)
         z = q_z.rsample(noise)
         p_x, p_z = self.model.likelihood(z, condition), self.model.latent_prior(condition)
@@ -74,7 +74,7 @@ class Loss(nn.Module):
         loss = -(log_likelihood + null_pattern).sum() + beta * (parts * costs).sum()
         return loss, Bound(log_likelihood - kl, log_likelihood, kl, null_pattern)
 
-    def _importance_weighted(self, rows: Rows, noise: Tensor, beta: float) -> tuple[Tensor, Bound]:
+    def _importance_weighted(self, rows: Rows, noise: Tensor, beta: float | Tensor) -> tuple[Tensor, Bound]:
         q_z, condition = self.model.posterior(rows), self.model.condition(rows)
         z = q_z.rsample((noise if noise.dim() == 3 else noise[:, None]).movedim(1, 0))
         p_x, p_z = self.model.likelihood(z, condition), self.model.latent_prior(condition)

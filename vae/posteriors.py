@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,14 +27,21 @@ class DiagonalGaussian:
 
     def __init__(self, mean: Tensor, log_scale: Tensor, encoded: Tensor | None = None) -> None:
         self.mean, self.given_log_scale, self.encoded = mean, log_scale, encoded
+        # Not functools.cached_property, whose lock torch.compile cannot follow (Python 3.11).
+        self._log_scale = log_scale if encoded is None else None
+        self._scale: Tensor | None = None
 
-    @cached_property
+    @property
     def log_scale(self) -> Tensor:
-        return self.given_log_scale if self.encoded is None else self.given_log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        if self._log_scale is None:
+            self._log_scale = self.given_log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        return self._log_scale
 
-    @cached_property
+    @property
     def scale(self) -> Tensor:
-        return self.log_scale.exp()
+        if self._scale is None:
+            self._scale = self.log_scale.exp()
+        return self._scale
 
     @staticmethod
     def num_outputs(latent_dim: int) -> int:

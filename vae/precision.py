@@ -14,4 +14,5 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     Autocast is meant for the networks: densities, samples and sums made of their outputs would lose their digits in bfloat16.
     """
     device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    in_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if in_autocast else nullcontext()
