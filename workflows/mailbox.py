@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import threading
 import time
 from collections import deque
@@ -11,6 +12,8 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+
+from workflows.errors import ServiceError
 
 Message = dict[str, Any]
 
@@ -70,8 +73,15 @@ class Ear:
         self.mailbox, self.hear, self.done = mailbox, hear, 0
 
     def listen(self, timeout_s: float) -> None:
-        """Hands on what is there, or the first that comes within timeout_s."""
-        for number, message in ray.get(self.mailbox.pull.remote(self.done, timeout_s)):
+        """Hands on what is there, or the first that comes within timeout_s. Raises ServiceError where the mailbox is gone."""
+        try:
+            messages = ray.get(self.mailbox.pull.remote(self.done, timeout_s))
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # Ray ends idle actors first where memory is short
+            raise ServiceError(
+                f"Ray ended a process of this job on {platform.node()}: {str(error).splitlines()[0]}; free what was short, and start the "
+                "run again: it goes on from its last checkpoint"
+            ) from error
+        for number, message in messages:
             self.hear(message)
             self.done = number
 

@@ -1,0 +1,36 @@
+"""What workers tell the driver, and what the driver says when nobody can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from workflows.cluster import connected
+from workflows.errors import ServiceError
+from workflows.job import exit_code
+from workflows.mailbox import Ear, Mailbox
+
+
+def test_messages_come_in_their_order_and_once(ray_address: str) -> None:
+    heard: list[Any] = []
+    with connected(ray_address):
+        mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        ear = Ear(mailbox, heard.append)
+        for number in range(3):
+            ray.get(mailbox.push.remote(0, number, [{"kind": "status", "step": number}]))
+        ear.listen(5.0)
+        ear.listen(0.0)
+    assert [message["step"] for message in heard] == [0, 1, 2]
+
+
+def test_a_mailbox_that_ray_ended_is_said_and_is_no_fault_of_the_run(ray_address: str) -> None:
+    with connected(ray_address):
+        mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        ear = Ear(mailbox, print)
+        ear.listen(0.0)
+        ray.kill(mailbox)
+        with pytest.raises(ServiceError, match=r"Ray ended a process of this job .*start the run again: it goes on") as caught:
+            ear.listen(5.0)
+    assert exit_code(caught.value) == 69
