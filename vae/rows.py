@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> Rows:
         """Returns the rows held by NumPy arrays named FIELD, FIELD.valid and log_jacobian (without a copy on the CPU)."""
-        tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         return Rows(
             values={n: t for n, t in tensors.items() if n != LOG_JACOBIAN and not n.endswith(VALID_SUFFIX)},
             valid={n.removesuffix(VALID_SUFFIX): t for n, t in tensors.items() if n.endswith(VALID_SUFFIX)},
@@ -54,11 +54,12 @@ class Rows(NamedTuple):
         )
 
     def to(self, device: torch.device | str) -> Rows:
-        """Returns the rows on a device: these where they are there already, else copies that the host does not wait for."""
-        if self.device == torch.device(device):
+        """Returns the rows on a device: these where they are there already, else copies; the host does not wait for those on a GPU."""
+        device = torch.device(device)
+        if self.device == device:
             return self
-        values, valid = ({name: part.to(device, non_blocking=True) for name, part in parts.items()} for parts in (self.values, self.valid))
-        return Rows(values, valid, self.log_jacobian.to(device, non_blocking=True))
+        values, valid = ({name: copied(part, device) for name, part in parts.items()} for parts in (self.values, self.valid))
+        return Rows(values, valid, copied(self.log_jacobian, device))
 
     def take(self, index: Tensor) -> Rows:
         """Returns the rows at `index` [n], gathered."""
@@ -89,3 +90,9 @@ class Rows(NamedTuple):
             {name: tensor[begin:end] for name, tensor in self.valid.items()},
             self.log_jacobian[begin:end],
         )
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a copy on a device; to a GPU by pinned memory, as the host would wait else until the GPU has done all that it was given."""
+    to_gpu = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if to_gpu else tensor.to(device)
