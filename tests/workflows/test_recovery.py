@@ -221,7 +221,7 @@ def test_nodes_that_come_and_leave_change_nothing_but_the_number_of_workers(tabl
     folders = [tmp_path / "alone", tmp_path / "elastic"]
     for folder in folders:
         folder.mkdir()
-    longer = ("--training.epochs", 60, "--cluster.min_workers", 1)
+    longer = ("--training.epochs", 120, "--cluster.min_workers", 1)
     elastic = ("--cluster.resize_interval_s", 2, "--cluster.collective_timeout_s", 30)
     try:
         whole = run_job(folders[0], "train.py", *options(table, cluster.address, 2, *longer))
