@@ -43,8 +43,9 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
     parts = []
     for begin in range(0, num_samples, joint.at_once):
         size = (min(joint.at_once, num_samples - begin), rows.num_rows, model.latent_dim)
-        z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
-        parts.append(joint(z) - q_z.log_prob(z))
+        noise = torch.randn(size, generator=generator, dtype=model.dtype).to(model.device)
+        z = q_z.rsample(noise)
+        parts.append(joint(z) - q_z.log_prob_of(z, noise))
     return torch.cat(parts)
 
 

@@ -223,8 +223,8 @@ class VAE(nn.Module):
         q_z = self.posterior(rows) if q_z is None else q_z
         z, condition = q_z.rsample(noise), self.condition(rows)
         p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
-        elbo = (p_x.log_prob(rows) + p_z.log_prob(z) - q_z.log_prob(z)).mean(0)
-        kl = q_z.kl(p_z, z)
+        elbo = (p_x.log_prob(rows) + p_z.log_prob(z) - q_z.log_prob_of(z, noise)).mean(0)
+        kl = q_z.kl(p_z, z, noise)
         null_pattern = p_x.null_pattern_log_prob(rows)
         return Bound(elbo, elbo + kl, kl, null_pattern if null_pattern.dim() == 1 else null_pattern.mean(0))
 
