@@ -17,7 +17,7 @@ from vae.priors import LatentDistribution
 
 # A standard error of 0.01 nats where log q(z|x) - log q(z) varies by 0.6 between rows; more rows in the mixture raise the limit log M.
 MAX_SAMPLED, MAX_MIXED = 4096, 16384
-# Floats in one block of densities, 32 MiB; a full covariance is solved anew for each.
+# Floats in one block of densities, 32 MiB; those of full covariances are of L numbers each.
 BLOCK_CELLS = 2**22
 # Nearer than this to log M, a sample's mixture is mostly its own row's posterior: the lower bound is that limit, not the information.
 LIMIT_MARGIN_NATS = 1.0
@@ -90,7 +90,7 @@ def densities(mixed: Posterior, z: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     """Returns, for z [S, L] that the first S of M posteriors made of noise [S, L], log q(z|x) of its own, of all M mixed, and of the
     others, [S] each."""
     num_mixed, latent_dim = mixed.mean.shape
-    cells = num_mixed * (latent_dim**2 if isinstance(mixed, FullGaussian) else 1)
+    cells = num_mixed * (latent_dim if isinstance(mixed, FullGaussian) else 1)
     at_once, parts = max(1, BLOCK_CELLS // cells), []
     for begin in range(0, len(z), at_once):
         some = slice(begin, begin + at_once)

@@ -242,9 +242,15 @@ class FullGaussian(NamedTuple):
         return log_prob
 
     def log_prob_each(self, z: Tensor) -> Tensor:
-        """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B], in float64."""
-        wide = FullGaussian(self.mean.double(), self.factor.double())
-        return wide.log_prob(z.double()[..., None, :])
+        """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B], in float64.
+
+        One factor solves for all z at once: a copy of it for each z would take L times the memory.
+        """
+        wide, points = FullGaussian(self.mean.double(), self.factor.double()), z.double().reshape(-1, z.shape[-1])
+        standardised = torch.linalg.solve_triangular(wide.factor, (points - wide.mean[:, None]).mT, upper=False)
+        constants = (wide.log_diagonal + LOG_SQRT_2PI).sum(-1, keepdim=True)
+        log_prob: Tensor = (-0.5 * standardised.square().sum(-2) - constants).mT
+        return log_prob.reshape(*z.shape[:-1], len(self.mean))
 
     def kl_by_dimension(self, prior: LatentDistribution) -> Tensor | None:
         """Returns None: this posterior does not factorise."""
