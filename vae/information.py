@@ -92,11 +92,13 @@ def densities(mixed: Posterior, z: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     num_mixed, latent_dim = mixed.mean.shape
     cells = num_mixed * (latent_dim if isinstance(mixed, FullGaussian) else 1)
     at_once, parts = max(1, BLOCK_CELLS // cells), []
+    highest = mixed.log_prob(mixed.mean)  # which sums that cancel exceed by any number of nats where rows are far from all others
     for begin in range(0, len(z), at_once):
         some = slice(begin, begin + at_once)
         place = torch.arange(len(z), device=z.device)[some]
         own = mixed.take(place).log_prob_of(z[some], noise[some])
-        others = mixed.log_prob_each(z[some]).scatter(1, place[:, None], -math.inf).logsumexp(1)
+        each = torch.minimum(mixed.log_prob_each(z[some]), highest)
+        others = each.scatter(1, place[:, None], -math.inf).logsumexp(1)
         parts.append((own, torch.logaddexp(own, others) - math.log(num_mixed), others - math.log(num_mixed - 1)))
     own, aggregated, rest = (torch.cat(part) for part in zip(*parts, strict=True))
     return own, aggregated, rest
