@@ -99,7 +99,7 @@ class Annealed:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             z = self.start.rsample(u)
-            log_w = self.joint(z) - self.start.log_prob(z)
+            log_w = self.joint(z) - self.start.log_prob_of(z, u)
             (gradient,) = torch.autograd.grad(log_w.sum(), [u])
         return State(u.detach(), log_w.detach(), gradient)
 

@@ -47,10 +47,10 @@ def open_bundle(files: Mapping[str, bytes], device: torch.device | str = "cpu", 
     described = describe(files, where)
     try:
         model = VAE(**described.architecture)
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of any type: what a foreign architecture comes to, PyTorch says in many
         raise BundleError(f"{where}: {MODEL} names no model of this code: {error!r}") from error
     try:
         model.load_state_dict(load_tensors(files[WEIGHTS]))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError) as error:
         raise BundleError(f"{where}: {WEIGHTS} does not fit {MODEL}: {error}") from error
     return Bundle(model.to(device).eval(), described.table, described.sha256)

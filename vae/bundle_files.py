@@ -41,7 +41,7 @@ def describe(files: Mapping[str, bytes], where: str = "bundle") -> Description:
     check_files(files, where)
     try:
         architecture, table = json.loads(files[MODEL]), json.loads(files[TABLE])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: {MODEL} or {TABLE} is no JSON: {error}") from error
     if not isinstance(architecture, dict) or not isinstance(architecture.get("latent_dim"), int):
         raise BundleError(f"{where}: {MODEL} names no model of this code: it has no latent_dim")
@@ -52,14 +52,15 @@ def check_files(files: Mapping[str, bytes], where: str) -> None:
     try:
         manifest = json.loads(files[MANIFEST])
         version, hashes = manifest["format_version"], dict(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        as_saved = as_json({"format_version": version, "sha256": hashes})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{where}: {MANIFEST} cannot be read: {error!r}") from error
     if version != FORMAT_VERSION:
         raise BundleError(f"{where}: format version {version}, this code reads {FORMAT_VERSION}; use the release that wrote it")
     expected = {WEIGHTS, MODEL, TABLE}
     if set(hashes) != expected or set(files) != expected | {MANIFEST}:
         raise BundleError(f"{where}: found files {sorted(files)}, expected exactly {sorted(expected | {MANIFEST})}")
-    if files[MANIFEST] != as_json({"format_version": version, "sha256": hashes}):
+    if files[MANIFEST] != as_saved:
         raise BundleError(f"{where}: {MANIFEST} is not the file that was saved; fetch the bundle again")
     for name, sha256 in hashes.items():
         if hashlib.sha256(files[name]).hexdigest() != sha256:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vae.model import VAE
-from vae.posteriors import Posterior
+from vae.posteriors import FullGaussian, Posterior
+from vae.priors import GaussianMixture, VampPrior
 from vae.rows import Rows
 
 # Numbers of a layer that are made at once: what keeps many samples of wide rows within memory. It decides the last bits, so it is fixed.
@@ -43,8 +44,9 @@ def log_weights(model: VAE, rows: Rows, q_z: Posterior, num_samples: int, genera
     parts = []
     for begin in range(0, num_samples, joint.at_once):
         size = (min(joint.at_once, num_samples - begin), rows.num_rows, model.latent_dim)
-        z = q_z.rsample(torch.randn(size, generator=generator, dtype=model.dtype).to(model.device))
-        parts.append(joint(z) - q_z.log_prob(z))
+        noise = torch.randn(size, generator=generator, dtype=model.dtype).to(model.device)
+        z = q_z.rsample(noise)
+        parts.append(joint(z) - q_z.log_prob_of(z, noise))
     return torch.cat(parts)
 
 
@@ -73,9 +75,20 @@ def samples_at_once(model: VAE, rows: Rows) -> int:
 
 
 def widest_layer(model: VAE) -> int:
-    """Returns the numbers of the decoder's widest layer for one z; of convolutions only their hidden_dims and outputs are known here."""
+    """Returns the numbers of the widest layer for one z, the decoder's or a mixture prior's densities.
+
+    Of convolutions only their hidden_dims and outputs are known here.
+    """
     hidden_dims: list[int] = model.architecture["hidden_dims"]
-    return max(sum(model.output_sizes), *hidden_dims, 1)
+    return max(sum(model.output_sizes), *hidden_dims, width_of_mixture(model), 1)
+
+
+def width_of_mixture(model: VAE) -> int:
+    """Returns the numbers that the density of one z under the prior takes: one a component, of full covariances L; 0 of no mixture."""
+    if not isinstance(model.prior, GaussianMixture | VampPrior):
+        return 0
+    is_full = isinstance(model.prior, VampPrior) and model.posterior_family is FullGaussian
+    return int(model.architecture["num_prior_components"]) * (model.latent_dim if is_full else 1)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ def importance_bound(joint: LogJoint, proposal: Posterior, num_samples: int, noi
 
     def weights() -> Iterator[Tensor]:
         for begin in range(0, num_samples, joint.at_once):
-            z = proposal.rsample(noise.normal(min(joint.at_once, num_samples - begin), proposal.mean.shape[-1]))
-            yield joint(z) - proposal.log_prob(z)
+            drawn = noise.normal(min(joint.at_once, num_samples - begin), proposal.mean.shape[-1])
+            z = proposal.rsample(drawn)
+            yield joint(z) - proposal.log_prob_of(z, drawn)
 
     return bound_of_weights(weights(), num_samples)
 

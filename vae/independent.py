@@ -6,6 +6,7 @@ Shapes: B rows, F decoder outputs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class IndependentColumns(NamedTuple):
     @torch.inference_mode()
     def score(self, rows: Rows) -> Tensor:
         """Returns the same batch by batch, in float64."""
-        likelihoods = {name: likelihood.double() for name, likelihood in self.likelihoods.items()}
+        likelihoods = {name: copy.deepcopy(likelihood).double() for name, likelihood in self.likelihoods.items()}
         wide = IndependentColumns(likelihoods, self.outputs.double())
         starts = range(0, rows.num_rows, BATCH_ROWS)
         empty = torch.zeros(0, dtype=torch.float64)

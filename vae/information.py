@@ -17,7 +17,7 @@ from vae.priors import LatentDistribution
 
 # A standard error of 0.01 nats where log q(z|x) - log q(z) varies by 0.6 between rows; more rows in the mixture raise the limit log M.
 MAX_SAMPLED, MAX_MIXED = 4096, 16384
-# Floats in one block of densities, 32 MiB; a full covariance is solved anew for each.
+# Floats in one block of densities, 32 MiB; those of full covariances are of L numbers each.
 BLOCK_CELLS = 2**22
 # Nearer than this to log M, a sample's mixture is mostly its own row's posterior: the lower bound is that limit, not the information.
 LIMIT_MARGIN_NATS = 1.0
@@ -64,10 +64,11 @@ def information(
     mixed = q_z.take(torch.randperm(num_rows, generator=generator)[:max_mixed].to(q_z.mean.device))
     num_mixed = len(mixed.mean)
     num_sampled = min(max_sampled, num_mixed)
-    z = mixed.rsample(standard_normal(mixed.mean, generator))[:num_sampled]
-    own, aggregated, others = densities(mixed, z)
+    noise = standard_normal(mixed.mean, generator)
+    own, aggregated, others = densities(mixed, mixed.rsample(noise)[:num_sampled], noise[:num_sampled])
     lower, upper = own - aggregated, own - others
-    rate = float(q_z.kl(prior, q_z.rsample(standard_normal(q_z.mean, generator))).mean())
+    noise = standard_normal(q_z.mean, generator)
+    rate = float(q_z.kl(prior, q_z.rsample(noise), noise).mean())
     by_row = prior.moments is not None and prior.moments[0].dim() > 1
     limit = math.log(num_mixed)
     return Information(
@@ -85,16 +86,19 @@ def information(
     )
 
 
-def densities(mixed: Posterior, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns, for z [S, L] drawn from the first S of M posteriors, log q(z|x) of its own, of all M mixed, and of the others, [S] each."""
+def densities(mixed: Posterior, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns, for z [S, L] that the first S of M posteriors made of noise [S, L], log q(z|x) of its own, of all M mixed, and of the
+    others, [S] each."""
     num_mixed, latent_dim = mixed.mean.shape
-    cells = num_mixed * (latent_dim**2 if isinstance(mixed, FullGaussian) else 1)
+    cells = num_mixed * (latent_dim if isinstance(mixed, FullGaussian) else 1)
     at_once, parts = max(1, BLOCK_CELLS // cells), []
+    highest = mixed.log_prob(mixed.mean)  # which sums that cancel exceed by any number of nats where rows are far from all others
     for begin in range(0, len(z), at_once):
-        each = mixed.log_prob_each(z[begin : begin + at_once])
-        place = torch.arange(begin, begin + len(each), device=z.device)[:, None]
-        own = each.gather(1, place).squeeze(1)
-        others = each.scatter(1, place, -math.inf).logsumexp(1)
+        some = slice(begin, begin + at_once)
+        place = torch.arange(len(z), device=z.device)[some]
+        own = mixed.take(place).log_prob_of(z[some], noise[some])
+        each = torch.minimum(mixed.log_prob_each(z[some]), highest)
+        others = each.scatter(1, place[:, None], -math.inf).logsumexp(1)
         parts.append((own, torch.logaddexp(own, others) - math.log(num_mixed), others - math.log(num_mixed - 1)))
     own, aggregated, rest = (torch.cat(part) for part in zip(*parts, strict=True))
     return own, aggregated, rest

@@ -56,8 +56,9 @@ def searched(joint: LogJoint, q_z: Posterior, search: LocalSearch, noise: RowNoi
     for _ in range(search.num_steps):
         with torch.enable_grad():
             q = named_by(outputs, q_z)
-            z = q.rsample(noise.normal(search.num_samples, q_z.mean.shape[-1]))
-            loss = -(joint(z) - q.detach().log_prob(z)).mean(0).sum()
+            drawn = noise.normal(search.num_samples, q_z.mean.shape[-1])
+            z = q.rsample(drawn)
+            loss = -(joint(z) - q.path_log_prob(z, drawn)).mean(0).sum()
         (outputs.grad,) = torch.autograd.grad(loss, [outputs])
         optimiser.step()
         schedule.step()
@@ -71,7 +72,7 @@ def mean_elbo(joint: LogJoint, q_z: Posterior, noise: Tensor) -> Tensor:
     total = torch.zeros((), device=noise.device, dtype=noise.dtype)
     for part in torch.split(noise, joint.at_once):
         z = q_z.rsample(part)
-        total = total + (joint(z) - q_z.log_prob(z)).sum(0)
+        total = total + (joint(z) - q_z.log_prob_of(z, part)).sum(0)
     return total / len(noise)
 
 

@@ -106,7 +106,9 @@ class VAE(nn.Module):
         num_outputs = sum(self.output_sizes) + self.null_pattern.num_outputs
         sizes = (num_features, self.posterior_family.num_outputs(latent_dim)), (latent_dim + self.condition_size, num_outputs)
         self.encoder, self.decoder = build_networks(network, decoder_network or network, hidden_dims, *sizes, self._images())
-        self.has_one_hot = network != "conv" and any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
+        begins_with_weights = network == "linear" or (network != "conv" and len(hidden_dims) > 0)  # an InputLayer, which takes parts
+        categorical = any(isinstance(part, Categorical) for part in (likelihoods | self._conditions()).values())
+        self.has_one_hot = begins_with_weights and categorical
         self.prior = PRIORS[prior](Sizes(latent_dim, num_features, self.condition_size, hidden_dims, num_prior_components))
         # Where the parameters are, and of their type: every step asks several times, and to look for a parameter takes its time.
         self.register_buffer("like", torch.empty(0), persistent=False)
@@ -223,8 +225,8 @@ class VAE(nn.Module):
         q_z = self.posterior(rows) if q_z is None else q_z
         z, condition = q_z.rsample(noise), self.condition(rows)
         p_x, p_z = self.likelihood(z, condition), self.latent_prior(condition)
-        elbo = (p_x.log_prob(rows) + p_z.log_prob(z) - q_z.log_prob(z)).mean(0)
-        kl = q_z.kl(p_z, z)
+        elbo = (p_x.log_prob(rows) + p_z.log_prob(z) - q_z.log_prob_of(z, noise)).mean(0)
+        kl = q_z.kl(p_z, z, noise)
         null_pattern = p_x.null_pattern_log_prob(rows)
         return Bound(elbo, elbo + kl, kl, null_pattern if null_pattern.dim() == 1 else null_pattern.mean(0))
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from vae.model import VAE, Bound
-from vae.posteriors import Posterior
 from vae.rows import Rows
 
 # Takes a tensor and returns its sum over all workers.
@@ -65,7 +64,7 @@ class Loss(nn.Module):
         z = q_z.rsample(noise)
         p_x, p_z = self.model.likelihood(z, condition), self.model.latent_prior(condition)
         parts = q_z.kl_by_dimension(p_z)
-        parts = q_z.kl(p_z, z)[:, None] if parts is None else parts
+        parts = q_z.kl(p_z, z, noise)[:, None] if parts is None else parts
         log_likelihood, null_pattern, kl = p_x.log_prob(rows), p_x.null_pattern_log_prob(rows), parts.sum(-1)
         free = self.objective.free_bits * (q_z.mean.shape[-1] / parts.shape[-1])
         own = torch.cat([parts.detach().double().sum(0), parts.new_full((1,), float(rows.num_rows)).double()])
@@ -76,11 +75,12 @@ class Loss(nn.Module):
 
     def _importance_weighted(self, rows: Rows, noise: Tensor, beta: float | Tensor) -> tuple[Tensor, Bound]:
         q_z, condition = self.model.posterior(rows), self.model.condition(rows)
-        z = q_z.rsample((noise if noise.dim() == 3 else noise[:, None]).movedim(1, 0))
+        noise = (noise if noise.dim() == 3 else noise[:, None]).movedim(1, 0)
+        z = q_z.rsample(noise)
         p_x, p_z = self.model.likelihood(z, condition), self.model.latent_prior(condition)
         reparameterised_twice = self.objective.doubly_reparameterised
-        density: Posterior = q_z.detach() if reparameterised_twice else q_z
-        log_ratio = p_z.log_prob(z) - density.log_prob(z)
+        log_q = q_z.path_log_prob(z, noise) if reparameterised_twice else q_z.log_prob_of(z, noise)
+        log_ratio = p_z.log_prob(z) - log_q
         log_likelihood, null_pattern = p_x.log_prob(rows), p_x.null_pattern_log_prob(rows)
         log_w = log_likelihood + null_pattern + beta * log_ratio
         if reparameterised_twice:
@@ -93,5 +93,5 @@ class Loss(nn.Module):
         else:
             loss = -(torch.logsumexp(log_w, 0) - math.log(len(log_w))).sum()
         elbo = (log_likelihood + log_ratio).detach().mean(0)
-        kl = q_z.kl(p_z, z.detach()).detach()
+        kl = q_z.kl(p_z, z, noise).detach()
         return loss, Bound(elbo, elbo + kl, kl, null_pattern.detach().mean(0) if null_pattern.dim() > 1 else null_pattern)

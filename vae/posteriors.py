@@ -91,6 +91,14 @@ class DiagonalGaussian:
         """Returns log q(z|x) in nats, [B] or [S, B]."""
         return (-0.5 * self.standardise(z).square() - self.log_scale - LOG_SQRT_2PI).sum(-1)
 
+    def log_prob_of(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Returns log q(z|x) in nats of z = rsample(noise), [B] or [S, B]."""
+        return self.log_prob(z)
+
+    def path_log_prob(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Returns the same as a function of z alone: no gradient flows through what q is made of."""
+        return self.detach().log_prob(z)
+
     def log_prob_each(self, z: Tensor) -> Tensor:
         """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B].
 
@@ -111,12 +119,12 @@ class DiagonalGaussian:
         squares = ((self.mean - mean) * torch.exp(-log_scale)).square() + torch.exp(2 * (self.log_scale - log_scale))
         return 0.5 * (squares - 1) + log_scale - self.log_scale
 
-    def kl(self, prior: LatentDistribution, z: Tensor | None = None) -> Tensor:
-        """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by samples z of q, [B, L] or [S, B, L]."""
+    def kl(self, prior: LatentDistribution, z: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by z = rsample(noise), [B, L] or [S, B, L]."""
         if prior.is_standard:
             return standard_kl(self.mean, self.log_scale, self.scale)
         by_dimension = self.kl_by_dimension(prior)
-        return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z)
+        return by_dimension.sum(-1) if by_dimension is not None else estimated_kl(self, prior, z, noise)
 
 
 def is_bounded(log_scale: Tensor) -> bool:
@@ -224,19 +232,40 @@ class FullGaussian(NamedTuple):
         """Returns log q(z|x) in nats, [B] or [S, B]."""
         return (-0.5 * self.standardise(z).square() - self.log_diagonal - LOG_SQRT_2PI).sum(-1)
 
+    def log_prob_of(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Returns log q(z|x) in nats of z = rsample(noise), [B] or [S, B].
+
+        Of the noise, which z has only up to rounding: where the factor is ill-conditioned, as an encoder may make it for a row far from
+        all others, what standardise finds is larger by any factor, and a bound on log p(x) would exceed it by as much.
+        """
+        return (-0.5 * noise.square() - self.log_diagonal - LOG_SQRT_2PI).sum(-1)
+
+    def path_log_prob(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Returns the same as a function of z alone, whose gradient is -factor^-T noise: none flows through what q is made of."""
+        with torch.no_grad(), without_autocast(noise):
+            score = -torch.linalg.solve_triangular(self.factor.mT, noise[..., None], upper=True).squeeze(-1)
+        log_prob: Tensor = self.log_prob_of(z, noise).detach() + ((z - z.detach()) * score).sum(-1)
+        return log_prob
+
     def log_prob_each(self, z: Tensor) -> Tensor:
-        """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B], in float64."""
-        wide = FullGaussian(self.mean.double(), self.factor.double())
-        return wide.log_prob(z.double()[..., None, :])
+        """Returns log q(z|x) of every z [.., L] under each of these B distributions, [.., B], in float64.
+
+        One factor solves for all z at once: a copy of it for each z would take L times the memory.
+        """
+        wide, points = FullGaussian(self.mean.double(), self.factor.double()), z.double().reshape(-1, z.shape[-1])
+        standardised = torch.linalg.solve_triangular(wide.factor, (points - wide.mean[:, None]).mT, upper=False)
+        constants = (wide.log_diagonal + LOG_SQRT_2PI).sum(-1, keepdim=True)
+        log_prob: Tensor = (-0.5 * standardised.square().sum(-2) - constants).mT
+        return log_prob.reshape(*z.shape[:-1], len(self.mean))
 
     def kl_by_dimension(self, prior: LatentDistribution) -> Tensor | None:
         """Returns None: this posterior does not factorise."""
         return None
 
-    def kl(self, prior: LatentDistribution, z: Tensor | None = None) -> Tensor:
-        """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by samples z of q, [B, L] or [S, B, L]."""
+    def kl(self, prior: LatentDistribution, z: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Returns KL(q(z|x) || p(z)) in nats, [B]: in closed form where there is one, else by z = rsample(noise), [B, L] or [S, B, L]."""
         if prior.moments is None:
-            return estimated_kl(self, prior, z)
+            return estimated_kl(self, prior, z, noise)
         mean, log_scale = prior.moments
         inverse = torch.exp(-log_scale)
         squares = ((self.mean - mean) * inverse).square() + self.factor.square().sum(-1) * inverse.square()
@@ -251,13 +280,14 @@ def sampled_with_kl(q_z: Posterior, noise: Tensor, prior: LatentDistribution) ->
     """Returns rsample(noise) and kl(prior, z), one after the other."""
     z = q_z.rsample(noise)
     with without_autocast(z):
-        return z, q_z.kl(prior, z)
+        return z, q_z.kl(prior, z, noise)
 
 
-def estimated_kl(q_z: Posterior, prior: LatentDistribution, z: Tensor | None) -> Tensor:
-    """Returns log q(z|x) - log p(z), averaged over samples z of q where there are several, [B]."""
+def estimated_kl(q_z: Posterior, prior: LatentDistribution, z: Tensor | None, noise: Tensor | None) -> Tensor:
+    """Returns log q(z|x) - log p(z), averaged over samples z = rsample(noise) where there are several, [B]."""
     assert z is not None, "this prior has no closed form: samples are needed"
-    difference = q_z.log_prob(z) - prior.log_prob(z)
+    assert noise is not None, "the noise of which the samples were made is needed"
+    difference = q_z.log_prob_of(z, noise) - prior.log_prob(z)
     return difference if difference.dim() == 1 else difference.mean(0)
 
 

@@ -130,9 +130,10 @@ class RowScorer(Scorer):
         kl, null_pattern = torch.zeros_like(rows.log_jacobian), torch.zeros_like(rows.log_jacobian)
         total: dict[str, Tensor] = {}
         for _ in range(ELBO_SAMPLES):
-            z = q_z.rsample(torch.randn(rows.num_rows, self.model.latent_dim, generator=generator, dtype=self.model.dtype).to(rows.device))
+            drawn = torch.randn(rows.num_rows, self.model.latent_dim, generator=generator, dtype=self.model.dtype).to(rows.device)
+            z = q_z.rsample(drawn)
             p_x = self.model.likelihood(z, condition)
-            kl += q_z.kl(p_z, z) / ELBO_SAMPLES
+            kl += q_z.kl(p_z, z, drawn) / ELBO_SAMPLES
             null_pattern += p_x.null_pattern_log_prob(rows) / ELBO_SAMPLES
             for name, log_prob in p_x.cell_log_probs(rows).items():
                 total[name] = total.get(name, 0.0) + log_prob / ELBO_SAMPLES

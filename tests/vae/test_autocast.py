@@ -59,7 +59,7 @@ def test_posteriors_and_priors_are_the_same(family: str, prior: str) -> None:
 
     def kl() -> Tensor:
         posterior = POSTERIORS[family].from_outputs(outputs, latent_dim)
-        return posterior.kl(p_z(), posterior.rsample(noise))
+        return posterior.kl(p_z(), posterior.rsample(noise), noise)
 
     assert_autocast_changes_nothing(q_z, outputs)
     assert_autocast_changes_nothing(kl, outputs)

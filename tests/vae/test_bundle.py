@@ -148,7 +148,15 @@ def test_a_newer_format_is_refused_by_its_number() -> None:
         open_bundle(newer)
 
 
-@pytest.mark.parametrize("content", [b"", b"no json", b"[]", b"7", b"{}", b'{"format_version": 1, "sha256": 7}', b"\xff\xfe"])
+DEEP = b"[" * 100_000 + b"]" * 100_000
+STRANGE_HASH = b'{"format_version": 1, "sha256": {"model.json": "\\ud800"}}'
+NO_NUMBER = b'{"format_version": NaN, "sha256": {}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no json", b"[]", b"7", b"{}", b'{"format_version": 1, "sha256": 7}', b"\xff\xfe", DEEP, STRANGE_HASH, NO_NUMBER],
+)
 def test_a_manifest_that_is_none_is_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
         open_bundle(saved() | {MANIFEST: content})
@@ -160,7 +168,16 @@ def weights_of_another_model() -> bytes:
         return read_bundle(folder)[WEIGHTS]
 
 
-@pytest.mark.parametrize("weights", [weights_of_another_model, lambda: b"no tensors"], ids=["another model's", "no tensors"])
+def weights_of_half_a_byte() -> bytes:
+    header = as_json({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}})
+    return len(header).to_bytes(8, "little") + header + b"0"
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [weights_of_another_model, lambda: b"no tensors", weights_of_half_a_byte],
+    ids=["another model's", "no tensors", "numbers that PyTorch has not"],
+)
 def test_weights_that_do_not_fit_the_architecture_are_refused(weights: Any) -> None:
     with pytest.raises(BundleError, match=r"weights\.safetensors does not fit model\.json"):
         open_bundle(resealed(saved() | {WEIGHTS: weights()}))
@@ -168,7 +185,17 @@ def test_weights_that_do_not_fit_the_architecture_are_refused(weights: Any) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"network": "transformer"}, {"prior": "flow"}, {"dropout": 0.5}, {"fields": [FIELDS[0] | {"likelihood": "poisson"}]}],
+    [
+        {"network": "transformer"},
+        {"prior": "flow"},
+        {"dropout": 0.5},
+        {"fields": [FIELDS[0] | {"likelihood": "poisson"}]},
+        {"fields": ["numeric"]},
+        {"fields": [FIELDS[0] | {"size": -1}]},
+        {"fields": [FIELDS[0] | {"size": 10**30}]},
+        {"fields": [FIELDS[2] | {"sizes": [True, True]}]},
+        {"latent_dim": -1},
+    ],
 )
 def test_an_architecture_of_other_code_is_refused(change: dict[str, Any]) -> None:
     architecture = as_json(json.loads(saved()[MODEL]) | change)
@@ -177,7 +204,7 @@ def test_an_architecture_of_other_code_is_refused(change: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", [MODEL, TABLE])
-@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"", DEEP])
 def test_files_that_are_no_json_are_refused_though_they_are_those_that_were_saved(name: str, content: bytes) -> None:
     with pytest.raises(BundleError, match=rf"^here: .*{name}.* is no JSON"):
         describe(resealed(saved() | {name: content}), "here")

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.vae.linear_models import build_linear, exact_elbo, exact_noise, maximise, standardised
+from vae.evidence import LogJoint, log_weights
+from vae.importance import importance_bound
+from vae.information import information
+from vae.local_search import mean_elbo
 from vae.model import VAE
+from vae.objective import Loss, Objective
 from vae.oracle import PPCA, fit_ppca
-from vae.posteriors import FullGaussian
+from vae.posteriors import FullGaussian, Posterior
+from vae.priors import Mixture, StandardNormal
+from vae.row_noise import RowNoise
 from vae.rows import Rows
 
 LATENT_DIM = 3
@@ -89,3 +97,59 @@ def test_independent_dimensions_fall_short_by_the_analytic_kl_and_by_no_more() -
     torch.testing.assert_close(exact_elbo(trained("diagonal"), rows()), expected, rtol=0, atol=1e-6)
     difference = exact_elbo(trained("full"), rows()) - exact_elbo(trained("diagonal"), rows())
     torch.testing.assert_close(difference, price.expand_as(difference), rtol=0, atol=1e-6)
+
+
+FAR = 1e6
+MANY_LATENTS = 6
+
+
+def oblique(dtype: torch.dtype) -> tuple[VAE, Rows, Tensor]:
+    """A decoder with its maximum of the likelihood, whose encoder makes of rows far from all others a factor that no number inverts.
+
+    Returns it with such rows, and their log p(x), [B].
+    """
+    ppca, x = fit_ppca(table(), MANY_LATENTS), table()[:10] + FAR
+    model = build_linear(7, MANY_LATENTS, "full")
+    model.load_state_dict(
+        model.state_dict()
+        | {"decoder.weight": ppca.weight, "decoder.bias": ppca.mean, "likelihoods.vector.log_scale": 0.5 * ppca.variance.log()[None]}
+    )
+    return model.to(dtype), standardised(x.to(dtype), torch.zeros(7, dtype=dtype), 1.0), ppca.log_evidence(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_no_reported_bound_exceeds_log_p_of_a_row_far_from_all_others(dtype: torch.dtype) -> None:
+    model, far, log_p = oblique(dtype)
+    q_z, joint, noise = model.posterior(far), LogJoint(model, far), randn(0, 200, 10, MANY_LATENTS).to(dtype)
+    assert isinstance(q_z, FullGaussian)
+    assert (q_z.standardise(q_z.rsample(noise)) - noise).abs().max() > 1  # z has not a digit left of the noise
+    bounds = {
+        "reported": model.evaluate_elbo(far, noise).elbo,
+        "in training": Loss(model, Objective("iwae", 200))(far, noise.movedim(0, 1), 1.0)[1].elbo,
+        "of weights": log_weights(model, far, q_z, 200, torch.Generator().manual_seed(0)).mean(0),
+        "of an audit": mean_elbo(joint, q_z, noise),
+    }
+    if dtype == torch.float64:
+        found = importance_bound(joint, q_z, 200, RowNoise(0, "here", range(10)))
+        bounds |= {"of many samples": found.elbo, "importance-weighted": found.log_evidence}
+    for name, bound in bounds.items():
+        assert (bound < log_p).all(), name
+
+
+def test_the_kl_to_a_mixture_is_that_to_the_normal_distribution_that_it_is_however_oblique_the_posterior() -> None:
+    model, far, _ = oblique(torch.float32)
+    with torch.no_grad():
+        q_z, noise = model.posterior(far), exact_noise(10, MANY_LATENTS).float()
+    origin = FullGaussian(torch.zeros(1, MANY_LATENTS), torch.eye(MANY_LATENTS)[None])
+    prior = Mixture(origin, torch.zeros(1))
+    torch.testing.assert_close(q_z.kl(prior, q_z.rsample(noise), noise), q_z.kl(StandardNormal(MANY_LATENTS)), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_rows_far_from_all_others_leave_the_information_within_its_limit() -> None:
+    model, far, _ = oblique(torch.float32)
+    parts: list[Posterior] = [model.posterior(rows) for rows in (far, standardised(table().float(), torch.zeros(7), 1.0))]
+    q_z = FullGaussian(*map(torch.cat, zip(*(part.parameters for part in parts), strict=True)))
+    found = information(q_z, model.latent_prior(), torch.Generator().manual_seed(0))
+    assert 0 < found.mutual_information_nats <= found.mutual_information_limit_nats

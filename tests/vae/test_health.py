@@ -243,6 +243,15 @@ def test_information_near_the_logarithm_of_the_rows_is_said_to_be_limited() -> N
     assert not information(posterior_of(ppca, x), StandardNormal(1), generator()).is_limited
 
 
+def test_copies_of_a_row_far_from_all_others_leave_the_information_within_its_limit() -> None:
+    """Of their posteriors' densities in each other's samples, by products, no digit is right."""
+    mean = torch.randn(100, 4, generator=generator(), dtype=torch.float64)
+    mean[:10] = 1e9
+    q_z = DiagonalGaussian(mean, torch.full_like(mean, -3.0).index_fill(0, torch.arange(10), -10.0))
+    found = information(q_z, StandardNormal(4), generator())
+    assert 0 < found.mutual_information_nats <= found.mutual_information_limit_nats
+
+
 def test_rows_beyond_the_limits_are_drawn_and_change_little() -> None:
     ppca, x, exact = truth(0, 8, 2, 2, num_rows=4000)
     found = information(posterior_of(ppca, x), StandardNormal(2), generator(), max_sampled=1000, max_mixed=2000)

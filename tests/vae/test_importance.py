@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.vae.audit_models import blank, nonlinear_vae, randn, simulated
-from vae.evidence import LogJoint, log_mean_exp
+from vae import evidence
+from vae.evidence import LogJoint, log_mean_exp, log_weights
 from vae.importance import bound_of_weights, generalised_pareto_shape, importance_bound, tail_length
+from vae.model import VAE
 from vae.row_noise import RowNoise
 
 BITS = {"name": "bits", "likelihood": "bernoulli", "valid_size": 12, "size": 12}
@@ -97,6 +99,19 @@ def test_too_few_samples_for_a_tail_are_refused() -> None:
         bound_of_weights([randn(0, 24, 1)], 24)
     assert tail_length(25) == 5
     assert tail_length(5000) == 213
+
+
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+@pytest.mark.parametrize("prior", ["standard", "mixture", "vamp"])
+def test_no_step_takes_more_memory_than_samples_at_once_may(prior: str, posterior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    max_numbers = 2**16
+    monkeypatch.setattr(evidence, "MAX_OUTPUTS", max_numbers)
+    model = VAE([BITS], 6, [16], prior=prior, posterior=posterior, num_prior_components=200).double()
+    rows = simulated(model, blank(10, bits=(torch.int8, 12)), 0)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        log_weights(model, rows, model.posterior(rows), 200, torch.Generator().manual_seed(0))
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
+    assert largest <= 2 * max_numbers * torch.float64.itemsize
 
 
 def test_the_bound_depends_on_neither_memory_nor_batches() -> None:

@@ -55,6 +55,14 @@ def test_what_a_missing_cell_holds_changes_nothing() -> None:
     assert torch.equal(fitted.score(train), fitted.score(other))
 
 
+def test_a_score_leaves_the_density_as_it_was() -> None:
+    train = rows(500)
+    fitted = fit_independent(ARCHITECTURE, train)
+    before = fitted.log_prob(train)
+    torch.testing.assert_close(fitted.score(train), before.double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(fitted.log_prob(train), before)
+
+
 def test_no_rows_have_no_scores() -> None:
     fitted = fit_independent(ARCHITECTURE, rows(50))
     assert fitted.score(rows(50).slice(0, 0)).shape == (0,)

@@ -50,6 +50,16 @@ def test_the_posterior_without_gradients_is_that_with_them(network: str, conditi
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("network", ["linear", "mlp", "gated", "residual"])
+def test_a_network_without_hidden_layers_has_a_posterior_without_gradients_too(network: str) -> None:
+    torch.manual_seed(0)
+    model, rows = VAE(FIELDS, 2, [], network).double(), rows_of(FIELDS)
+    with_them = model.posterior(rows)
+    with torch.no_grad():
+        without = model.posterior(rows)
+    torch.testing.assert_close(without.mean, with_them.mean, rtol=1e-12, atol=1e-12)
+
+
 def test_a_row_has_the_same_posterior_in_any_batch() -> None:
     model, rows = model_of("mlp", []).float(), rows_of(FIELDS)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from vae import priors
-from vae.posteriors import DiagonalGaussian, FullGaussian, Posterior
+from vae.posteriors import POSTERIORS, DiagonalGaussian, FullGaussian, Posterior
 from vae.priors import PRIORS, ConditionalNormal, GaussianMixture, Mixture, Sizes, VampPrior
 
 LATENT_DIM, NUM_COMPONENTS = 3, 4
@@ -97,9 +97,9 @@ def test_kl_to_a_mixture_is_estimated_without_bias(make: type) -> None:
     z = as_torch(q_z).rsample(torch.Size([40_000]))
     each = log_prob(as_torch(q_z), z) - prior.log_prob(z)
     noise = torch.linalg.solve_triangular(as_torch(q_z).scale_tril, (z - q_z.mean)[..., None], upper=False).squeeze(-1)
-    estimated = q_z.kl(prior, q_z.rsample(noise))
+    estimated = q_z.kl(prior, q_z.rsample(noise), noise)
     assert ((estimated - each.mean(0)).abs() < 1e-9).all()
-    assert q_z.kl(prior, z[0]).shape == (3,)
+    assert q_z.kl(prior, z[0], noise[0]).shape == (3,)
     with pytest.raises(AssertionError, match="samples are needed"):
         q_z.kl(prior)
 
@@ -114,6 +114,21 @@ def test_a_full_gaussian_draws_with_its_covariance_and_has_torchs_density() -> N
         torch.testing.assert_close(q_z.scale[row], covariance.diagonal().sqrt(), rtol=1e-12, atol=0.0)
     torch.testing.assert_close(q_z.log_prob(z[:5]), log_prob(as_torch(q_z), z[:5]), rtol=1e-9, atol=1e-9)
     assert (q_z.factor.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("family", ["diagonal", "full"])
+def test_the_density_of_a_draw_is_that_of_its_z_and_so_are_its_gradients(family: str) -> None:
+    outputs = randn(4, POSTERIORS[family].num_outputs(LATENT_DIM)).requires_grad_()
+    q_z, noise = POSTERIORS[family].from_outputs(outputs, LATENT_DIM), randn(5, 4, LATENT_DIM, seed=1)
+    z = q_z.rsample(noise)
+    for found, expected in (
+        (q_z.log_prob_of(z, noise), q_z.log_prob(z)),
+        (q_z.path_log_prob(z, noise), q_z.detach().log_prob(z)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        weights = randn(5, 4, seed=2)
+        gradients = [torch.autograd.grad((weights * part).sum(), outputs, retain_graph=True)[0] for part in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
 def test_no_encoder_output_makes_a_full_gaussian_without_a_density() -> None:
