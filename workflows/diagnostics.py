@@ -102,8 +102,15 @@ def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labell
     model = scoring.bundle.model
     with torch.inference_mode():
         embedding, raw = model.posterior(whole).mean.double().numpy(), model.features(blind).double().numpy()
-    values: NDArray[Any] = np.array(rows[label].to_pylist(), dtype=object)
-    return Labelled(embedding, raw, values), is_input
+    return Labelled(embedding, raw, label_values(rows[label])), is_input
+
+
+def label_values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Returns a label's values, [B]. Decimals are numbers, which are to be predicted as such."""
+    values = (column.cast(pa.float64(), safe=False) if pa.types.is_decimal(column.type) else column).to_pylist()
+    result = np.empty(len(values), dtype=object)  # of lists of one length NumPy would make a matrix
+    result[:] = values
+    return result
 
 
 @of_finite_weights("generated")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from vae.evidence import log_evidence_bound
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.architecture import architecture
+from workflows.diagnostics import label_values
 from workflows.measures import bootstrap, class_measures, roc_auc, roc_auc_measure
 from workflows.model_config import ModelConfig
 from workflows.usefulness import (
@@ -96,6 +99,22 @@ def test_rows_without_a_label_are_left_out_and_counted() -> None:
     assert usefulness(*sides(label, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
     number = np.where(np.arange(400) % 4 == 0, np.nan, np.linspace(0, 1, 400))
     assert usefulness(*sides(number, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
+    infinite = np.array([math.inf if place % 4 == 0 else place / 400 for place in range(400)], dtype=object)
+    assert usefulness(*sides(infinite, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
+
+
+def test_a_few_rows_and_a_value_that_one_row_has_are_measured_in_finite_numbers() -> None:
+    for label in (np.array([0.5, 1.5, 2.5, 3.5]), np.repeat([[0.5] * 99 + [1.5]], 2, axis=0).ravel()):
+        result = usefulness(*sides(label, np.arange(len(label))), label_is_input=False)
+        assert (result["task"], json.loads(json.dumps(result, allow_nan=False))) == ("number", result)
+
+
+def test_decimals_are_quantities_and_lists_are_no_label() -> None:
+    prices = label_values(pa.chunked_array([pa.array([Decimal(cents) / 100 for cents in range(400)], pa.decimal128(9, 2))]))
+    assert usefulness(*sides(prices, np.arange(400)), label_is_input=False)["task"] == "number"
+    for column in ([[1, 2]] * 40, [[1], [1, 2]] * 20, [{"a": 1}] * 40):
+        with pytest.raises(LabelError, match="lists or structs"):
+            usefulness(*sides(label_values(pa.chunked_array([column])), np.zeros(40)), label_is_input=False)
 
 
 @pytest.mark.parametrize(
