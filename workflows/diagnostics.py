@@ -31,7 +31,7 @@ from workflows.sections import (
     left_out,
     of_finite_weights,
 )
-from workflows.two_sample import ComparisonError
+from workflows.two_sample import ComparisonError, UseError
 from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
 
 # Images of each kind that the page shows.
@@ -128,7 +128,7 @@ def generated_section(evaluation: Evaluation) -> Section:
         conditions = conditions_of(scoring.encoding, held_out, training)
         rows = RowGenerator(scoring.bundle.model, scoring.bundle.table, num_rows, SEED, conditions)
         made = pa.concat_tables([rows.chunk(chunk) for chunk in range(-(-num_rows // GENERATION_CHUNK_ROWS))]).slice(0, num_rows)
-        report = compare_tables(scoring.encoding, held_out, made, training, label, SEED)
+        report = compared_with_use(scoring.encoding, held_out, made, training, label)
     except ComparisonError as error:
         return left_out("generated", str(error))
     metrics = {"two_sample_test_roc_auc": report["two_sample_test_roc_auc"]["value"]}
@@ -137,6 +137,17 @@ def generated_section(evaluation: Evaluation) -> Section:
         metrics["num_copies_of_training_rows"] = float(report["privacy"]["num_copies_of_training_rows"])
     block = generated_block(scoring.encoding, report, held_out, made, images_of(evaluation, held_out, made))
     return Section("generated", report, {"two_sample_test_roc_auc": metrics["two_sample_test_roc_auc"]}, metrics, blocks=[block])
+
+
+def compared_with_use(
+    encoding: TableEncoding, held_out: pa.Table, made: pa.Table, training: pa.Table | None, label: str | None
+) -> dict[str, Any]:
+    """Returns compare_tables's report; of a label that cannot be predicted it says why. Raises ComparisonError."""
+    try:
+        return compare_tables(encoding, held_out, made, training, label, SEED)
+    except UseError as refused:
+        report = compare_tables(encoding, held_out, made, training, None, SEED)
+        return report | {"words": [*report["words"], f"No label is predicted from generated rows: {refused}."]}
 
 
 def conditions_of(encoding: TableEncoding, held_out: pa.Table, training: pa.Table | None) -> pa.Table | None:

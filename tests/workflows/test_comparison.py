@@ -15,6 +15,7 @@ from data.statistics import summarise_table
 from workflows.cells import MAX_CODES, Cells, cells_of, with_few_codes
 from workflows.comparison import compare_null_patterns, compare_tables, kolmogorov_smirnov
 from workflows.dependence import CRAMER, RATIO, SPEARMAN, associations
+from workflows.diagnostics import compared_with_use
 from workflows.leakage import NO_GUARANTEE, features, membership_attack, num_copies
 from workflows.two_sample import ComparisonError
 
@@ -186,6 +187,15 @@ def test_generated_rows_of_one_class_predict_that_class(encoding: TableEncoding)
 def test_a_label_that_cannot_be_predicted_is_refused(encoding: TableEncoding, label: str, message: str) -> None:
     with pytest.raises(ComparisonError, match=message):
         compare_tables(encoding, people(1, 100), people(2, 100), label=label)
+
+
+def test_a_label_that_cannot_be_predicted_costs_nothing_but_its_prediction(encoding: TableEncoding) -> None:
+    rows = people(1, 100)
+    unlabelled = replaced(rows, town=pa.nulls(100, pa.string()))
+    for held_out, label, message in ((rows, "vector", "is a vector"), (unlabelled, "town", "is there in")):
+        report = compared_with_use(encoding, held_out, people(2, 100), people(3, 100), label)
+        assert (report["train_on_synthetic"], report["privacy"]["num_synthetic_rows"]) == (None, 100)
+        assert message in report["words"][-1]
 
 
 def test_too_few_rows_are_refused(encoding: TableEncoding) -> None:
