@@ -18,9 +18,11 @@ from vae.health import COLLAPSED, HEALTHY, examine
 from workflows.blocks import MAX_PLANE_ROWS, drift_block, generated_block, health_block, image_pictures, usefulness_block
 from workflows.checks import ConfigError
 from workflows.comparison import compare_tables
-from workflows.drift import drift_report, found_drift, quantities, reference_for
+from workflows.drift import NO_REFERENCE, drift_report, found_drift, quantities, reference_for
+from workflows.drift_config import DriftConfig
 from workflows.errors import logger
 from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
+from workflows.scoring_job import Scoring
 from workflows.sections import (
     MAX_SAMPLE_ROWS,
     SEED,
@@ -178,19 +180,28 @@ def images_of(evaluation: Evaluation, real: pa.Table, made: pa.Table) -> list[An
     return image_pictures(scoring.encoding, {name: originals[name] for name in names}, expected, generated)
 
 
+def why_no_drift(config: DriftConfig, scoring: Scoring) -> str:
+    """Returns why drift is not looked for; empty where it is. Raises ConfigError where it was asked for and there is no reference."""
+    record = scoring.bundle.table
+    if config.reference is not None:
+        return ""
+    if scoring.what.side != "test" and scoring.job.table.fingerprint == record["fingerprint"]:
+        return "the model has seen these rows, or keeps them as its reference"
+    if record.get("drift") is not None:
+        return ""
+    if config.fail or config.ignore:
+        raise ConfigError(NO_REFERENCE)
+    return NO_REFERENCE
+
+
 @of_finite_weights("drift")
 def drift_section(evaluation: Evaluation) -> Section:
     """Returns whether the rows are drawn from where the reference's were."""
     scoring, config = evaluation.scoring, evaluation.config.drift
-    record = scoring.bundle.table
-    if config.reference is None and scoring.what.side != "test" and scoring.job.table.fingerprint == record["fingerprint"]:
-        return left_out("drift", "the model has seen these rows, or keeps them as its reference")
-    try:
-        reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, record)
-    except ConfigError as error:
-        if config.reference is not None or config.fail or config.ignore:
-            raise
-        return left_out("drift", str(error))
+    reason = why_no_drift(config, scoring)
+    if reason:
+        return left_out("drift", reason)
+    reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, scoring.bundle.table)
     rows = evaluation.samples.rows("scored", config.num_rows)[0].select(scoring.encoding.inputs)
     new = reference.no_rows
     for part in quantities(scoring.bundle.model, scoring.encoding, rows, "the chosen rows"):
