@@ -90,6 +90,8 @@ def compare_use(encoding: TableEncoding, label: str, cells: dict[str, Cells], se
     if column is None or column.kind in ("vector", "image", "timestamp"):
         kind = "is not a column of the model" if column is None else f"is a {column.kind}"
         raise UseError(f"the label {label!r} {kind}; name a number, count, category or boolean among {encoding.inputs}")
+    if encoding.inputs == [label]:
+        raise UseError(f"the label {label!r} is the model's only column; there is nothing to predict it from")
     test = shuffled(cells["held-out"], seed)
     half = len(test.values) // 2
     training = cells.get("training", test.take(np.arange(half)))
