@@ -67,7 +67,7 @@ def health_section(evaluation: Evaluation) -> Section:
 @of_finite_weights("usefulness")
 def usefulness_section(evaluation: Evaluation) -> Section:
     """Returns what the embedding is good for, by the label."""
-    label, scoring = evaluation.config.evaluate.label, evaluation.scoring
+    label = evaluation.config.evaluate.label
     if label is None:
         return left_out("usefulness", "no evaluate.label is named")
     if evaluation.no_training_rows:
@@ -77,14 +77,10 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     report: dict[str, Any] = {"label": label}
     try:
         report |= usefulness(first, second, is_input)
-        if pa.types.is_boolean(test[label].type):
-            known = test.filter(test[label].is_valid())
-            scores = anomaly_scores(
-                scoring.bundle.model, encoded(scoring.encoding, known), evaluation.config.num_importance_samples, generator()
-            )
-            report["anomalies"] = find_anomalies(np.asarray(known[label].to_pylist(), np.bool_), scores)
     except LabelError as error:
         return left_out("usefulness", f"evaluate.label {label!r}: {error}")
+    if pa.types.is_boolean(test[label].type):
+        report |= anomalies_among(evaluation, test.filter(test[label].is_valid()), report["notes"])
     metrics = {
         f"{name}_by_{method}_of_{sees}": value["value"]
         for sees, methods in report["probes"].items()
@@ -94,6 +90,17 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     for name, measures in report.get("anomalies", {}).get("scores", {}).items():
         metrics |= {f"anomaly_{measure}_by_{name}": value["value"] for measure, value in measures.items()}
     return Section("usefulness", report, {}, metrics, blocks=[usefulness_block(report)])
+
+
+def anomalies_among(evaluation: Evaluation, rows: pa.Table, notes: list[str]) -> dict[str, Any]:
+    """Returns what the report has more where the label, which all rows have, says of each whether it is an anomaly: scores, or why not."""
+    label, scoring = str(evaluation.config.evaluate.label), evaluation.scoring
+    num_samples = evaluation.config.num_importance_samples
+    scores = anomaly_scores(scoring.bundle.model, encoded(scoring.encoding, rows), num_samples, generator())
+    try:
+        return {"anomalies": find_anomalies(np.asarray(rows[label].to_pylist(), np.bool_), scores)}
+    except LabelError as error:
+        return {"notes": [*notes, f"anomalies are not looked for: {error}"]}
 
 
 def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labelled, bool]:
