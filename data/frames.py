@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import time
 from decimal import Context, Decimal
+from numbers import Number
 from typing import Any
 
 import pandas as pd
@@ -31,6 +32,9 @@ def column_to_arrow(values: pd.Series, kind: pa.DataType) -> pa.Array:
     there = values[values.notna()]
     if there.empty:
         return pa.nulls(len(values), kind)
+    if pa.types.is_temporal(kind) and isinstance(there.iloc[0], Number):
+        # pandas' own JSON has milliseconds, Arrow would take them for the type's unit.
+        raise ValueError(f"numbers such as {there.iloc[0]} do not say their unit; give times, or text such as 2024-12-31T23:59:00")
     if pa.types.is_decimal(kind):
         values = values.map(lambda value: to_decimal(value, kind.scale))
     elif is_list(kind) and pa.types.is_decimal(kind.value_type):

@@ -144,5 +144,5 @@ def record_job(
         name = f"{result['job']} {pinned.name} {pinned.version}"
         store = Registry(registry.tracking_uri)
         store.log_job(registry.experiment, name, without_passwords(options), tags, metrics, manifest, pinned.run_id, texts or {})
-    except ServiceError as unreachable:
-        logger.warning("the job is done, but its MLflow run is not recorded: %s", unreachable)
+    except (ServiceError, ConfigError) as refused:  # which costs nothing of what the job did
+        logger.warning("the job is done, but its MLflow run is not recorded: %s", refused)

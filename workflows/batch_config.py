@@ -199,5 +199,6 @@ class PromoteConfig:
     def check(self) -> None:
         chosen = (self.version is None) == self.rollback
         require(chosen, "version", self.version, "a number, or null with --rollback: give one of the two")
-        require(not re.search("[/:@']", self.model), "model", self.model, "a registered model's name, without models:/, version or alias")
+        is_name = self.model.strip() and not re.search("[/:@']", self.model)
+        require(bool(is_name), "model", self.model, "a registered model's name, without models:/, version or alias")
         require(len(self.why) <= 2000, "why", f"{len(self.why)} characters long", "up to 2,000 characters")

@@ -19,7 +19,7 @@ from data.marginals import marginals, summarise_rows, total_variation
 from workflows.cells import Cells, cells_of, drawn, with_few_codes
 from workflows.dependence import compare_dependence
 from workflows.leakage import leakage
-from workflows.two_sample import ComparisonError, train_on_synthetic, two_sample_test
+from workflows.two_sample import ComparisonError, UseError, train_on_synthetic, two_sample_test
 
 # Rows of each table that classifiers, pairs and distances see: an area is then known to about 0.004.
 MAX_ROWS = 10_000
@@ -44,7 +44,7 @@ def compare_tables(
     training: the rows the model was trained on, without which there is no test of leaks. label: a column that is predicted. All tables have
     the encoding's columns in its types; copies are looked for in the modelled ones. Rare values that are one category, other, to the model
     come out of it as null: a difference that is found as any other. Raises DataError for rows that do not fit, ComparisonError for too few
-    rows or a label that cannot be.
+    rows, and UseError for a label that cannot be, before anything is computed.
     """
     tables = {"held-out": held_out, "generated": synthetic} | ({} if training is None else {"training": training})
     for name, table in tables.items():
@@ -55,13 +55,14 @@ def compare_tables(
     parts = {name: table.take(drawn(table.num_rows, MAX_ROWS, seed)) for name, table in chosen.items()}
     cells = dict(zip(parts, with_few_codes([cells_of(encoding, part, f"{name} rows") for name, part in parts.items()]), strict=True))
     real, made = same_size(cells["held-out"], cells["generated"], seed)
+    use = None if label is None else compare_use(encoding, label, cells, seed)
     result = {
         "num_rows": {name: table.num_rows for name, table in tables.items()},
         "marginals": compare_marginals(encoding, chosen["held-out"], chosen["generated"], real, made),
         "dependence": compare_dependence(real, made),
         "null_patterns": compare_null_patterns(encoding, chosen["held-out"], chosen["generated"]),
         "two_sample_test_roc_auc": two_sample_test(real, made, seed),
-        "train_on_synthetic": None if label is None else compare_use(encoding, label, cells, seed),
+        "train_on_synthetic": use,
         "privacy": None,
     }
     if training is not None:
@@ -88,7 +89,9 @@ def compare_use(encoding: TableEncoding, label: str, cells: dict[str, Cells], se
     column = next((column for column in encoding.columns if column.name == label and label in encoding.inputs), None)
     if column is None or column.kind in ("vector", "image", "timestamp"):
         kind = "is not a column of the model" if column is None else f"is a {column.kind}"
-        raise ComparisonError(f"the label {label!r} {kind}; name a number, count, category or boolean among {encoding.inputs}")
+        raise UseError(f"the label {label!r} {kind}; name a number, count, category or boolean among {encoding.inputs}")
+    if encoding.inputs == [label]:
+        raise UseError(f"the label {label!r} is the model's only column; there is nothing to predict it from")
     test = shuffled(cells["held-out"], seed)
     half = len(test.values) // 2
     training = cells.get("training", test.take(np.arange(half)))

@@ -18,9 +18,11 @@ from vae.health import COLLAPSED, HEALTHY, examine
 from workflows.blocks import MAX_PLANE_ROWS, drift_block, generated_block, health_block, image_pictures, usefulness_block
 from workflows.checks import ConfigError
 from workflows.comparison import compare_tables
-from workflows.drift import drift_report, found_drift, quantities, reference_for
+from workflows.drift import NO_REFERENCE, drift_report, found_drift, quantities, reference_for
+from workflows.drift_config import DriftConfig
 from workflows.errors import logger
 from workflows.generation import GENERATION_CHUNK_ROWS, RowGenerator
+from workflows.scoring_job import Scoring
 from workflows.sections import (
     MAX_SAMPLE_ROWS,
     SEED,
@@ -31,7 +33,7 @@ from workflows.sections import (
     left_out,
     of_finite_weights,
 )
-from workflows.two_sample import ComparisonError
+from workflows.two_sample import ComparisonError, UseError
 from workflows.usefulness import LabelError, Labelled, anomaly_scores, find_anomalies, usefulness, without_column
 
 # Images of each kind that the page shows.
@@ -65,7 +67,7 @@ def health_section(evaluation: Evaluation) -> Section:
 @of_finite_weights("usefulness")
 def usefulness_section(evaluation: Evaluation) -> Section:
     """Returns what the embedding is good for, by the label."""
-    label, scoring = evaluation.config.evaluate.label, evaluation.scoring
+    label = evaluation.config.evaluate.label
     if label is None:
         return left_out("usefulness", "no evaluate.label is named")
     if evaluation.no_training_rows:
@@ -75,14 +77,10 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     report: dict[str, Any] = {"label": label}
     try:
         report |= usefulness(first, second, is_input)
-        if pa.types.is_boolean(test[label].type):
-            known = test.filter(test[label].is_valid())
-            scores = anomaly_scores(
-                scoring.bundle.model, encoded(scoring.encoding, known), evaluation.config.num_importance_samples, generator()
-            )
-            report["anomalies"] = find_anomalies(np.asarray(known[label].to_pylist(), np.bool_), scores)
     except LabelError as error:
         return left_out("usefulness", f"evaluate.label {label!r}: {error}")
+    if pa.types.is_boolean(test[label].type):
+        report |= anomalies_among(evaluation, test.filter(test[label].is_valid()), report["notes"])
     metrics = {
         f"{name}_by_{method}_of_{sees}": value["value"]
         for sees, methods in report["probes"].items()
@@ -94,6 +92,17 @@ def usefulness_section(evaluation: Evaluation) -> Section:
     return Section("usefulness", report, {}, metrics, blocks=[usefulness_block(report)])
 
 
+def anomalies_among(evaluation: Evaluation, rows: pa.Table, notes: list[str]) -> dict[str, Any]:
+    """Returns what the report has more where the label, which all rows have, says of each whether it is an anomaly: scores, or why not."""
+    label, scoring = str(evaluation.config.evaluate.label), evaluation.scoring
+    num_samples = evaluation.config.num_importance_samples
+    scores = anomaly_scores(scoring.bundle.model, encoded(scoring.encoding, rows), num_samples, generator())
+    try:
+        return {"anomalies": find_anomalies(np.asarray(rows[label].to_pylist(), np.bool_), scores)}
+    except LabelError as error:
+        return {"notes": [*notes, f"anomalies are not looked for: {error}"]}
+
+
 def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labelled, bool]:
     """Returns rows with their label, and whether the model is told it."""
     scoring = evaluation.scoring
@@ -102,8 +111,15 @@ def labelled(evaluation: Evaluation, rows: pa.Table, label: str) -> tuple[Labell
     model = scoring.bundle.model
     with torch.inference_mode():
         embedding, raw = model.posterior(whole).mean.double().numpy(), model.features(blind).double().numpy()
-    values: NDArray[Any] = np.array(rows[label].to_pylist(), dtype=object)
-    return Labelled(embedding, raw, values), is_input
+    return Labelled(embedding, raw, label_values(rows[label])), is_input
+
+
+def label_values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Returns a label's values, [B]. Decimals are numbers, which are to be predicted as such."""
+    values = (column.cast(pa.float64(), safe=False) if pa.types.is_decimal(column.type) else column).to_pylist()
+    result = np.empty(len(values), dtype=object)  # of lists of one length NumPy would make a matrix
+    result[:] = values
+    return result
 
 
 @of_finite_weights("generated")
@@ -121,7 +137,7 @@ def generated_section(evaluation: Evaluation) -> Section:
         conditions = conditions_of(scoring.encoding, held_out, training)
         rows = RowGenerator(scoring.bundle.model, scoring.bundle.table, num_rows, SEED, conditions)
         made = pa.concat_tables([rows.chunk(chunk) for chunk in range(-(-num_rows // GENERATION_CHUNK_ROWS))]).slice(0, num_rows)
-        report = compare_tables(scoring.encoding, held_out, made, training, label, SEED)
+        report = compared_with_use(scoring.encoding, held_out, made, training, label)
     except ComparisonError as error:
         return left_out("generated", str(error))
     metrics = {"two_sample_test_roc_auc": report["two_sample_test_roc_auc"]["value"]}
@@ -130,6 +146,17 @@ def generated_section(evaluation: Evaluation) -> Section:
         metrics["num_copies_of_training_rows"] = float(report["privacy"]["num_copies_of_training_rows"])
     block = generated_block(scoring.encoding, report, held_out, made, images_of(evaluation, held_out, made))
     return Section("generated", report, {"two_sample_test_roc_auc": metrics["two_sample_test_roc_auc"]}, metrics, blocks=[block])
+
+
+def compared_with_use(
+    encoding: TableEncoding, held_out: pa.Table, made: pa.Table, training: pa.Table | None, label: str | None
+) -> dict[str, Any]:
+    """Returns compare_tables's report; of a label that cannot be predicted it says why. Raises ComparisonError."""
+    try:
+        return compare_tables(encoding, held_out, made, training, label, SEED)
+    except UseError as refused:
+        report = compare_tables(encoding, held_out, made, training, None, SEED)
+        return report | {"words": [*report["words"], f"No label is predicted from generated rows: {refused}."]}
 
 
 def conditions_of(encoding: TableEncoding, held_out: pa.Table, training: pa.Table | None) -> pa.Table | None:
@@ -160,19 +187,28 @@ def images_of(evaluation: Evaluation, real: pa.Table, made: pa.Table) -> list[An
     return image_pictures(scoring.encoding, {name: originals[name] for name in names}, expected, generated)
 
 
+def why_no_drift(config: DriftConfig, scoring: Scoring) -> str:
+    """Returns why drift is not looked for; empty where it is. Raises ConfigError where it was asked for and there is no reference."""
+    record = scoring.bundle.table
+    if config.reference is not None:
+        return ""
+    if scoring.what.side != "test" and scoring.job.table.fingerprint == record["fingerprint"]:
+        return "the model has seen these rows, or keeps them as its reference"
+    if record.get("drift") is not None:
+        return ""
+    if config.fail or config.ignore:
+        raise ConfigError(NO_REFERENCE)
+    return NO_REFERENCE
+
+
 @of_finite_weights("drift")
 def drift_section(evaluation: Evaluation) -> Section:
     """Returns whether the rows are drawn from where the reference's were."""
     scoring, config = evaluation.scoring, evaluation.config.drift
-    record = scoring.bundle.table
-    if config.reference is None and scoring.what.side != "test" and scoring.job.table.fingerprint == record["fingerprint"]:
-        return left_out("drift", "the model has seen these rows, or keeps them as its reference")
-    try:
-        reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, record)
-    except ConfigError as error:
-        if config.reference is not None or config.fail or config.ignore:
-            raise
-        return left_out("drift", str(error))
+    reason = why_no_drift(config, scoring)
+    if reason:
+        return left_out("drift", reason)
+    reference: Reference = reference_for(config, scoring.bundle.model, scoring.encoding, scoring.bundle.table)
     rows = evaluation.samples.rows("scored", config.num_rows)[0].select(scoring.encoding.inputs)
     new = reference.no_rows
     for part in quantities(scoring.bundle.model, scoring.encoding, rows, "the chosen rows"):

@@ -26,6 +26,7 @@ from data.drift import (
 )
 from data.encoding import TableEncoding
 from data.fixed_noise import standard_normal, uniform
+from data.listing import DataError
 from data.marginals import stored_marginals
 from data.reading import MAX_BATCH_BYTES, RowReader
 from data.shard import bytes_per_row
@@ -45,6 +46,10 @@ ELBO_SAMPLES = 4
 NUM_ROWS, MAX_BYTES = 20_000, 2**26
 # Row groups that are read for them, spread evenly over the table.
 MAX_GROUPS = 64
+NO_REFERENCE = (
+    "the model keeps no reference for drift: it was trained by an earlier version, or on too few rows. Give one by "
+    "--drift.reference TABLE, of rows like those that it was trained on but not these themselves"
+)
 # What is said of drift names as many findings.
 MAX_NAMED = 10
 
@@ -143,7 +148,8 @@ def chosen(
 def open_reference(config: DriftConfig, encoding: TableEncoding) -> Table | None:
     """Returns the table that new rows are to be compared with, where one is named.
 
-    Raises ConfigError where a column that is to be ignored is none of the model's; DataError for a table that does not fit it.
+    Raises ConfigError where a column that is to be ignored is none of the model's; DataError for a table that does not fit it, or that has
+    too few rows.
     """
     unknown = sorted(set(config.ignore) - set(encoding.inputs))
     if unknown:
@@ -152,6 +158,8 @@ def open_reference(config: DriftConfig, encoding: TableEncoding) -> Table | None
         return None
     table = open_table(config.reference, encoding.inputs)
     encoding.check_schema(table.schema, str(config.reference), table.partitions)
+    if table.num_rows < MIN_REFERENCE_ROWS:
+        raise DataError(f"{config.reference}: {table.num_rows} rows; to find drift by, at least {MIN_REFERENCE_ROWS} are needed")
     return table
 
 
@@ -163,10 +171,7 @@ def reference_for(config: DriftConfig, model: VAE, encoding: TableEncoding, reco
     table = open_reference(config, encoding)
     if table is None:
         if record.get("drift") is None:
-            raise ConfigError(
-                "the model keeps no reference for drift: it was trained by an earlier version, or on too few rows. Give one by "
-                "--drift.reference TABLE, of rows like those that it was trained on but not these themselves"
-            )
+            raise ConfigError(NO_REFERENCE)
         return Reference.from_json(record["drift"])
     parts = list(chosen(model, encoding, table, VALIDATION, (1.0, 0.0), config.num_rows))
     return Reference.of(parts, str(config.reference), category_shares(encoding, stored_marginals(record)))

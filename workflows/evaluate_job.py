@@ -12,7 +12,7 @@ from data.table import Table
 from workflows.baselines import compare_with_baselines
 from workflows.batch import claim_pool, held, rate, record_job, refuse_lost_output, where
 from workflows.cluster import connected
-from workflows.diagnostics import drift_section, generated_section, health_section, usefulness_section
+from workflows.diagnostics import drift_section, generated_section, health_section, usefulness_section, why_no_drift
 from workflows.drift import open_reference
 from workflows.errors import CheckFailed, Incomplete, ServiceError, logger
 from workflows.evaluate_config import EvaluateConfig
@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     refuse_lost_output(config.output.path, config.model, config.registry.tracking_uri)
     scoring = candidate_scoring(config, pin(config.model, config.registry.tracking_uri))
     reference = open_reference(config.drift, scoring.encoding)
+    why_no_drift(config.drift, scoring)  # refuses what cannot be looked for, before hours of scoring
     registry = Registry(config.registry.tracking_uri)
     rival = find_rival(registry, config, scoring) if config.promote else None
     known = None if config.force else stored_line(scoring.job.output, asked(config, scoring, reference, rival.sha256 if rival else ""))

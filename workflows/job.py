@@ -83,7 +83,8 @@ class Parser(ArgumentParser):
                 require(may_be_null, key, value, "given a value, or left out")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [option.removeprefix("--") for action in self._actions for option in action.option_strings if option.startswith("--")]
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        known = [option.removeprefix("--") for option in options if not option.endswith("+")]  # --OPTION+ is a list's other spelling
         unknown = re.findall(r"(?<!\S)--([^\s=]+)", message) if "unrecognized arguments" in message else []
         unknown += [f"{group}.{option}" for group, option in re.findall(r"Group '(.+)' does not accept option '(.+)'", message)]
         meant = {name: likely(name, known) for name in unknown}

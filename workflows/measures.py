@@ -73,10 +73,15 @@ def class_measures(label: Values, probability: Values) -> dict[str, Measure]:
 
 
 def number_measures(label: Values, predicted: Values) -> dict[str, Measure]:
-    """Returns R^2, the share of the rows' variance that predictions explain, with its standard error."""
+    """Returns R^2, the share of the rows' variance that predictions explain, with its standard error.
+
+    Resamples whose rows all have one label, as few rows or a rare value give, have nothing to explain: their R^2 is 0.
+    """
 
     def r2(index: NDArray[np.int64]) -> float:
         truth = label[index]
+        if np.ptp(truth) == 0:
+            return 0.0
         return float(1 - np.square(truth - predicted[index]).sum() / np.square(truth - truth.mean()).sum())
 
     return {"r2": bootstrap(r2, np.zeros(len(label), np.int64))}

@@ -15,7 +15,7 @@ from workflows.pinned import without_password
 from workflows.record import LOG_CLOSE_S, metrics_log, record_end
 from workflows.registry import Registry
 from workflows.runs import Run
-from workflows.training import Prepared, fit
+from workflows.training import fit
 from workflows.trials import NO_ELBO, STATUS, Trial, measured
 
 
@@ -35,14 +35,14 @@ def is_settled(trials: Sequence[Trial], held: Checkpoints) -> bool:
     return all(trial.outcome for trial in trials) and best_of(trials).checkpoints(held).finished() is not None
 
 
-def finish_best(trials: Sequence[Trial], prepared: Prepared, workers: Workers, held: Checkpoints, registry: Registry) -> None:
+def finish_best(trials: Sequence[Trial], workers: Workers, held: Checkpoints, registry: Registry) -> None:
     """Trains the best trial to its end where it was stopped. Raises as fit does."""
     while (best := best_of(trials)).checkpoints(held).finished() is None:
         logger.info("%s is the best, and was stopped: it goes on to its end", best.run.name)
         checkpoints = best.checkpoints(held)
         try:
             with registry.running(str(best.run.mlflow_run_id)), metrics_log(best.run, registry) as log:
-                fit(best.config, prepared, best.run, checkpoints, workers, Narrator(best.config, log).hear)
+                fit(best.config, best.table, best.run, checkpoints, workers, Narrator(best.config, log).hear)
         except ComputationError as error:  # the next best one is
             best.end("failed", best.elbos, str(error))
         else:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.output import OutputFolder
+from data.widening import fits
 from vae.bundle_files import describe
 from workflows.batch_config import ReconstructConfig
 from workflows.checks import ConfigError
@@ -56,12 +57,18 @@ def imputation_job(config: ReconstructConfig, pinned: PinnedModel) -> FileJob:
 
 
 def check_schema(encoding: TableEncoding, others: dict[str, None], schema: pa.Schema, where: str, spelled: Collection[str]) -> None:
-    """Raises DataError for a file that lacks a column of the training table, or does not fit the model; notes columns besides these."""
+    """Raises DataError for a file that lacks a column of the training table, or has it in another type; notes columns besides these."""
     encoding.check_schema(schema, where, spelled)
     others.update(dict.fromkeys(name for name in schema.names if name not in encoding.schema.names))
     missing = [name for name in encoding.schema.names if name not in schema.names]
     if missing:
         raise DataError(f"{where}: the training table's columns {missing} are missing")
+    types = {name: (schema.field(name).type, encoding.schema.field(name).type) for name in encoding.schema.names if name not in spelled}
+    faults = [
+        f"column {name!r} is {is_now}, the training table's is {was}" for name, (is_now, was) in types.items() if not fits(is_now, was)
+    ]
+    if faults:
+        raise DataError(f"{where}: what the model does not read is written again, in the training table's types:\n  " + "\n  ".join(faults))
 
 
 if __name__ == "__main__":

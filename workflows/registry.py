@@ -66,9 +66,9 @@ class Registry(Tracking):
 
     def pin(self, reference: str) -> PinnedModel:
         """Returns the model that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH names. Raises as workflows.pinned.pin."""
-        if reference.startswith("runs:/"):
+        if re.fullmatch(r"runs:/[^/]+/.+", reference):
             return self._pin_run(reference)
-        named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
+        named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d{1,18}))", reference)  # longer ones fit no database
         if named is None:
             raise BundleError(
                 f"{reference}: not a model reference; give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model or a folder"

@@ -29,7 +29,7 @@ from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.space import SearchConfig, TuneConfig
 from workflows.trainer import STOP_S
-from workflows.training import Prepared, memory_of_worker
+from workflows.training import memory_of_worker
 from workflows.trials import ELBO, EPOCH, STATUS, Outcome, Told, Trial, TrialActor, measured
 
 # How long a trial's end waits for MLflow; what it does not take in that time is sent at the search's end.
@@ -52,11 +52,11 @@ def trials_of(config: SearchConfig, this: Run) -> list[Trial]:
     return trials
 
 
-def record_trials(trials: Sequence[Trial], registry: Registry, prepared: Prepared, parent: str) -> None:
+def record_trials(trials: Sequence[Trial], registry: Registry, parent: str) -> None:
     """Makes every trial's MLflow run before any of them starts, so that the search needs no MLflow later on."""
     for trial in trials:
         if trial.run.mlflow_run_id is None:
-            record_start(trial.config, trial.run, registry, prepared, job="trial", parent=parent)
+            record_start(trial.config, trial.run, registry, trial.table, job="trial", parent=parent)
             registry.show_status(str(trial.run.mlflow_run_id), "SCHEDULED")
 
 
@@ -133,9 +133,7 @@ class Watch(tune.Callback):
             del self.running[trial.number]
 
 
-def search(
-    config: SearchConfig, this: Run, trials: Sequence[Trial], prepared: Prepared, workers: Workers, held: Checkpoints, registry: Registry
-) -> None:
+def search(config: SearchConfig, this: Run, trials: Sequence[Trial], workers: Workers, held: Checkpoints, registry: Registry) -> None:
     """Runs every trial that has not ended, going on from its last checkpoint.
 
     Raises what train.py would for what is no trial's own fault, and KeyboardInterrupt once the trials have saved where they stood.
@@ -147,7 +145,7 @@ def search(
     logger.info("%s: %d trials, %d of them ended, %d at a time", this.name, len(trials), len(trials) - len(waiting), num_at_once)
     environment = {name: value for name, value in os.environ.items() if name.startswith(("RAY_TRAIN_", "TORCH_"))}
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]
-    told = Told([sharing(trial, num_at_once) for trial in trials], prepared, workers, held, mailbox, environment)
+    told = Told([sharing(trial, num_at_once) for trial in trials], workers, held, mailbox, environment)
     watch = Watch(trials, registry)
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # the log is ours; with verbose=0, Tune's is none
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

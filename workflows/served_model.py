@@ -19,6 +19,8 @@ from vae.imputation import posterior_cells
 
 SCORE_SAMPLES = 8
 FILL_SAMPLES = 32
+# Rows that pass the layers together: what these take does not grow with the frame.
+ROWS_AT_ONCE = 4096
 
 
 class ServedVAE(mlflow.pyfunc.PythonModel):
@@ -39,15 +41,19 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
             return self._filled(model_input, table, rows)
         with torch.inference_mode():
             if task == "encode":
-                z_mean = self.model.posterior(rows).mean.numpy()
+                z_mean = torch.cat([self.model.posterior(part).mean for part in parts_of(rows)]).numpy()
                 return pd.DataFrame(z_mean, columns=[f"z_mean_{i}" for i in range(z_mean.shape[1])], index=model_input.index)
             noise = torch.randn(SCORE_SAMPLES, rows.num_rows, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
-            return pd.DataFrame({"elbo_nats_per_row": np.asarray(self.model.evaluate_elbo(rows, noise).elbo)}, index=model_input.index)
+            pairs = zip(parts_of(rows), torch.split(noise, ROWS_AT_ONCE, 1), strict=True)
+            elbo = torch.cat([self.model.evaluate_elbo(part, its_noise).elbo for part, its_noise in pairs])
+            return pd.DataFrame({"elbo_nats_per_row": elbo.numpy()}, index=model_input.index)
 
     def _filled(self, frame: pd.DataFrame, table: pa.Table, rows: Rows) -> pd.DataFrame:
         columns = [column for column in self.encoding.columns if column.name in self.encoding.modelled]
-        found = posterior_cells(self.model, rows, FILL_SAMPLES, torch.Generator().manual_seed(0))
-        cells = filling_cells(self.encoding, columns, found)
+        generator = torch.Generator().manual_seed(0)
+        found = (posterior_cells(self.model, part, FILL_SAMPLES, generator) for part in parts_of(rows))
+        parts = [filling_cells(self.encoding, columns, cells) for cells in found]
+        cells = {column.name: np.concatenate([part[column.name] for part in parts]) for column in columns}
         result = frame.copy()
         for column in columns:
             missing = missing_cells(table[column.name], column, self.encoding.nonfinite)
@@ -62,6 +68,11 @@ class ServedVAE(mlflow.pyfunc.PythonModel):
         if missing:
             raise ValueError(f"the frame lacks the columns {missing}")
         return to_arrow(frame, self.encoding.schema_of(self.encoding.inputs))
+
+
+def parts_of(rows: Rows) -> list[Rows]:
+    """Returns the rows in parts of ROWS_AT_ONCE; of no rows one part."""
+    return [rows.slice(begin, begin + ROWS_AT_ONCE) for begin in range(0, max(1, rows.num_rows), ROWS_AT_ONCE)]
 
 
 set_model(ServedVAE())

@@ -24,7 +24,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-from workflows.checks import ConfigError
+from workflows.checks import ConfigError, require
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.pinned import default_tracking_uri, without_password
 from workflows.store_file import opening, sqlite_file
@@ -65,12 +65,17 @@ class Tracking:
             self.client = mlflow.MlflowClient(self.uri)
 
     def open_experiment(self, name: str) -> str:
-        """Returns the experiment's id, made where it is new; proves that the store answers before any compute."""
+        """Returns the experiment's id, made where it is new; proves that the store answers before any compute.
+
+        Raises ConfigError where it was deleted, as then no run can be made in it.
+        """
         with service_errors(self.uri):
             file = sqlite_file(self.uri)
             artifacts = (file.parent / "mlartifacts").as_uri() if file else None
             try:
                 found = self.client.get_experiment_by_name(name)
+                deleted = found is not None and found.lifecycle_stage == "deleted"
+                require(not deleted, "registry.experiment", name, "one that is not deleted: name another, or have MLflow restore it")
                 return str(found.experiment_id if found else self.client.create_experiment(name, artifact_location=artifacts))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # as it does where another job made it meanwhile

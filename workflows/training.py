@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,7 +95,15 @@ def check_columns(config: TrainConfig, table: Table) -> None:
 
 def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -> Prepared:
     """Returns the table's encoding and split after one distributed pass. Raises DataError or ColumnOverrideError."""
-    data = config.data
+    return prepare_each([config], table, validation_table)[0]
+
+
+def prepare_each(configs: Sequence[TrainConfig], table: Table, validation_table: Table | None) -> list[Prepared]:
+    """Returns for each configuration, all of the same data, what prepare does, after one pass for all of them. Raises as prepare does.
+
+    Where the likelihoods are the same, so is the object.
+    """
+    data = configs[0].data
     key = key_column(data.key, data.columns)
     if key is not None and table.num_rows > data.max_unique_check_rows:
         logger.warning("%d rows: whether two of them have one %s is not checked (data.max_unique_check_rows)", table.num_rows, key)
@@ -111,18 +120,21 @@ def prepare(config: TrainConfig, table: Table, validation_table: Table | None) -
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
     rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
     columns = conditioned(decide_columns(table.schema, summary, key, data.columns, rules), data.condition)
-    columns = with_likelihoods(columns, summary, config.model.likelihoods)
-    encoding = TableEncoding(table.schema, tuple(columns), key, data.nonfinite)
+    wishes = {json.dumps(config.model.likelihoods, sort_keys=True): config.model.likelihoods for config in configs}
+    granted = {wish: with_likelihoods(columns, summary, likelihoods) for wish, likelihoods in wishes.items()}
+    encodings = {wish: TableEncoding(table.schema, tuple(found), key, data.nonfinite) for wish, found in granted.items()}
     sources = {TRAIN: source}
     if validation_table is not None:
-        encoding.check_schema(validation_table.schema, str(data.validation_path), validation_table.partitions)
+        some = next(iter(encodings.values()))  # likelihoods decide no column's type
+        some.check_schema(validation_table.schema, str(data.validation_path), validation_table.partitions)
         _, counts = scan(validation_table, key, ONE_SIDE[VALIDATION], only_rows=True, max_batch_bytes=data.max_batch_bytes)
         sources[VALIDATION] = Source(validation_table, list(validation_table.row_groups()), counts, ONE_SIDE[VALIDATION])
     elif source.num_rows(VALIDATION):
         sources[VALIDATION] = source
-    prepared = Prepared(encoding, sources, marginals(encoding, summary))
-    show_columns(encoding, prepared.num_rows)
-    return prepared
+    prepared = {wish: Prepared(encoding, sources, marginals(encoding, summary)) for wish, encoding in encodings.items()}
+    for made in prepared.values():
+        show_columns(made.encoding, made.num_rows)
+    return [prepared[json.dumps(config.model.likelihoods, sort_keys=True)] for config in configs]
 
 
 def for_table(config: TrainConfig, prepared: Prepared) -> TrainConfig:

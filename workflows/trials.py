@@ -15,7 +15,9 @@ from pyarrow import fs
 from ray import tune
 from ray.actor import ActorHandle
 
+from data.split import TRAIN
 from data.stores import address
+from workflows.architecture import architecture
 from workflows.checkpoint import Checkpoints, progress_of, read
 from workflows.cluster import Workers
 from workflows.config import TrainConfig
@@ -23,7 +25,7 @@ from workflows.errors import ComputationError, logger
 from workflows.mailbox import Message
 from workflows.runs import Run, object_of
 from workflows.scoring import score_of
-from workflows.training import Prepared, fit
+from workflows.training import Prepared, fit, for_table
 
 # How a trial ended, and what MLflow calls it. ASHA stopped it; or its training failed, which is the trial's fault and not the search's.
 Outcome = Literal["finished", "stopped", "failed"]
@@ -37,7 +39,8 @@ EPOCH, ELBO, NO_ELBO = "epoch", "elbo", -1e300
 class Trial:
     """A trial: its number, its values of what is searched, the configuration that these make, its run.
 
-    outcome: how it ended, None where it has not; elbos: the ELBO after each of its epochs by then.
+    outcome: how it ended, None where it has not; elbos: the ELBO after each of its epochs by then; prepared: the table as its likelihoods
+    have it, once that is known.
     """
 
     number: int
@@ -47,6 +50,7 @@ class Trial:
     outcome: Outcome | None = None
     elbos: list[float] = field(default_factory=list)
     error: str | None = None
+    prepared: Prepared | None = None
 
     @staticmethod
     def open(number: int, values: dict[str, Any], config: TrainConfig, run: Run) -> Trial:
@@ -57,6 +61,17 @@ class Trial:
             if ended is None:
                 logger.warning("%s is damaged: %s goes on from its checkpoints", address(run.filesystem, path), run.name)
         return Trial(number, values, config, run, **(ended or {}))
+
+    def take(self, prepared: Prepared) -> None:
+        """Takes what the table is. Raises ConfigError for a model that it has no columns for, before any trial has begun."""
+        self.prepared, self.config = prepared, for_table(self.config, prepared)
+        architecture(prepared.encoding, self.config.model, prepared.num_rows[TRAIN])
+
+    @property
+    def table(self) -> Prepared:
+        """The table, which take has made ready."""
+        assert self.prepared is not None
+        return self.prepared
 
     @property
     def score(self) -> float:
@@ -88,7 +103,6 @@ class Told:
     """
 
     trials: list[Trial]
-    prepared: Prepared
     workers: Workers
     held: Checkpoints
     mailbox: ActorHandle
@@ -145,7 +159,7 @@ class TrialActor(tune.Trainable):
         try:
             self.refuse_to_go_on_where_stopping()
             if checkpoints.finished() is None:
-                fit(trial.config, told.prepared, trial.run, checkpoints, told.workers, self.hear)
+                fit(trial.config, trial.table, trial.run, checkpoints, told.workers, self.hear)
         except KeyboardInterrupt:  # the workers have saved where they stood
             return {}
         except ComputationError as error:

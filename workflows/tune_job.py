@@ -13,7 +13,7 @@ from workflows.registry import Registry
 from workflows.runs import Run
 from workflows.search import record_trials, search, search_identity, trials_of
 from workflows.space import SearchConfig
-from workflows.training import for_table, open_tables, prepare
+from workflows.training import check_columns, open_tables, prepare_each
 
 
 def tune(config: SearchConfig) -> dict[str, Any]:
@@ -21,6 +21,8 @@ def tune(config: SearchConfig) -> dict[str, Any]:
     base = config.with_values(config.draw()[0])  # what trials share: the data, the run, the registry, the cluster
     refuse_lost_defaults(base)
     table, validation_table = open_tables(base)
+    for values in config.draw():
+        check_columns(config.with_values(values), table)
     this = Run.open(config.run.storage_path, config.run.name, search_identity(config, table, validation_table))
     if this.result is not None:
         logger.info("search %s is finished; nothing to do", this.name)
@@ -35,14 +37,12 @@ def tune(config: SearchConfig) -> dict[str, Any]:
             with connected(config.cluster.address, num_workers * config.cluster.cpus_per_worker):
                 workers = claim_workers(config.cluster)
                 refuse_local_checkpoints(this)
-                prepared = prepare(base, table, validation_table)
-                base = for_table(base, prepared)
-                for trial in trials:
-                    trial.config = for_table(trial.config, prepared)
-                record_start(base, this, registry, prepared, job="tune", given=config.resolved())
+                for trial, prepared in zip(trials, prepare_each([t.config for t in trials], table, validation_table), strict=True):
+                    trial.take(prepared)
+                record_start(trials[0].config, this, registry, trials[0].table, job="tune", given=config.resolved())
                 with registry.running(str(this.mlflow_run_id)):
-                    record_trials(trials, registry, prepared, str(this.mlflow_run_id))
-                    search(config, this, trials, prepared, workers, held, registry)
-                    finish_best(trials, prepared, workers, held, registry)
+                    record_trials(trials, registry, str(this.mlflow_run_id))
+                    search(config, this, trials, workers, held, registry)
+                    finish_best(trials, workers, held, registry)
         with registry.running(str(this.mlflow_run_id)):
             return record_search_end(this, trials, registry, held, validation_table or table, started)

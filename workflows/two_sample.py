@@ -23,6 +23,10 @@ class ComparisonError(ValueError):
     """The tables cannot be compared as asked; the message says why and what is needed."""
 
 
+class UseError(ComparisonError):
+    """A label cannot be predicted; without it the tables can be compared."""
+
+
 def two_sample_test(real: Cells, synthetic: Cells, seed: int) -> Measure:
     """Returns the area under the ROC curve of a classifier that tells generated rows from real ones (Lopez-Paz & Oquab 2017).
 
@@ -44,13 +48,13 @@ def train_on_synthetic(label: Column, training: Cells, synthetic: Cells, test: C
     """Returns how well a label of real test rows is predicted by who learned from generated rows, and from real ones, plain JSON.
 
     As many rows of both are learned from. Classes (categories and booleans): accuracy, balanced_accuracy, roc_auc; numbers: r2. "ratio": of
-    each measure, synthetic to real; None where the real one is not above 0. Raises ComparisonError.
+    each measure, synthetic to real; None where the real one is not above 0. Raises UseError.
     """
     place = training.names.index(label.name)
     parts = [cells.take(np.flatnonzero(~np.isnan(cells.values[:, place]))) for cells in (training, synthetic, test)]
     sizes = [len(cells.values) for cells in parts]
     if min(sizes) < 2:
-        raise ComparisonError(f"the label {label.name!r} is there in {sizes} training, generated and test rows; each needs 2 at least")
+        raise UseError(f"the label {label.name!r} is there in {sizes} training, generated and test rows; each needs 2 at least")
     num_learned = min(sizes[:2])
     learned = [cells.take(np.random.default_rng(seed).permutation(len(cells.values))[:num_learned]) for cells in parts[:2]]
     found = {name: prediction(label, cells, parts[2], seed) for name, cells in zip(("real", "synthetic"), learned, strict=True)}

@@ -5,6 +5,7 @@ No Ray, no MLflow. Shapes: B rows, L latent dimensions, F features, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class LabelError(ValueError):
 
 
 class Labelled(NamedTuple):
-    """Rows with a label: embedding [B, L], raw features [B, F], label [B] (booleans, numbers or texts; None or NaN: not known)."""
+    """Rows with a label: embedding [B, L], raw features [B, F], label [B] (booleans, numbers or texts; None, NaN, infinite: not known)."""
 
     embedding: Values
     raw: Values
@@ -50,7 +51,7 @@ class Labelled(NamedTuple):
 
     def known(self) -> Labelled:
         """Returns the rows whose label is known."""
-        return self.take(np.flatnonzero([value is not None and value == value for value in self.label.tolist()]))
+        return self.take(np.flatnonzero([is_known(value) for value in self.label.tolist()]))
 
     def drawn(self) -> Labelled:
         """Returns at most MAX_ROWS of the rows."""
@@ -58,6 +59,10 @@ class Labelled(NamedTuple):
 
     def take(self, index: NDArray[np.int64]) -> Labelled:
         return Labelled(self.embedding[index], self.raw[index], self.label[index])
+
+
+def is_known(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def usefulness(train: Labelled, test: Labelled, label_is_input: bool) -> dict[str, Any]:
@@ -69,6 +74,8 @@ def usefulness(train: Labelled, test: Labelled, label_is_input: bool) -> dict[st
     """
     known = train.known(), test.known()
     first, second = (part.drawn() for part in known)
+    if len(first.label) and isinstance(first.label[0], list | dict):
+        raise LabelError("its values are lists or structs; name a column of numbers, booleans or texts")
     is_number = is_numeric(first.label)
     targets, classes = encoded(first.label, second.label, is_number)
     sees = {"embedding": (first.embedding, second.embedding), "raw": (first.raw, second.raw)}

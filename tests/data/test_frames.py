@@ -78,3 +78,11 @@ def test_an_example_is_json_whatever_the_columns() -> None:
     assert frame["decimal"].tolist()[0] == 1.25
     assert next(iter(frame["prices"][0])) == 1.25
     assert example_frame(pa.table({"t": pa.array([36_684_533_333_324], pa.time64("ns"))}))["t"][0] == time(10, 11, 24, 533333)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("s", "Europe/Berlin"), pa.date32(), pa.time64("us")])
+def test_numbers_are_no_times_as_they_do_not_say_their_unit(kind: pa.DataType) -> None:
+    moments = pd.Series(pd.to_datetime(["2024-01-02", "2024-01-03"]))
+    for numbers in (moments.astype("int64"), moments.astype("int64") / 1e6, pd.Series([1.5, None]), pd.Series([0], dtype=object)):
+        with pytest.raises(ValueError, match=r"column 'when' does not hold values of type .* do not say their unit"):
+            to_arrow(pd.DataFrame({"when": numbers}), pa.schema([("when", kind)]))

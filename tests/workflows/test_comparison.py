@@ -12,11 +12,13 @@ import pytest
 from data.columns import Rules, decide_columns
 from data.encoding import TableEncoding
 from data.statistics import summarise_table
+from tests.small_models import encoding_of
 from workflows.cells import MAX_CODES, Cells, cells_of, with_few_codes
 from workflows.comparison import compare_null_patterns, compare_tables, kolmogorov_smirnov
 from workflows.dependence import CRAMER, RATIO, SPEARMAN, associations
+from workflows.diagnostics import compared_with_use
 from workflows.leakage import NO_GUARANTEE, features, membership_attack, num_copies
-from workflows.two_sample import ComparisonError
+from workflows.two_sample import ComparisonError, UseError
 
 NUM_ROWS = 1000
 
@@ -186,6 +188,18 @@ def test_generated_rows_of_one_class_predict_that_class(encoding: TableEncoding)
 def test_a_label_that_cannot_be_predicted_is_refused(encoding: TableEncoding, label: str, message: str) -> None:
     with pytest.raises(ComparisonError, match=message):
         compare_tables(encoding, people(1, 100), people(2, 100), label=label)
+
+
+def test_a_label_that_cannot_be_predicted_costs_nothing_but_its_prediction(encoding: TableEncoding) -> None:
+    rows = people(1, 100)
+    unlabelled = replaced(rows, town=pa.nulls(100, pa.string()))
+    alone = encoding_of(rows.select(["height"]))
+    with pytest.raises(UseError, match="'height' is the model's only column"):
+        compare_tables(alone, rows, people(2, 100), label="height")
+    for held_out, label, message in ((rows, "vector", "is a vector"), (unlabelled, "town", "is there in")):
+        report = compared_with_use(encoding, held_out, people(2, 100), people(3, 100), label)
+        assert (report["train_on_synthetic"], report["privacy"]["num_synthetic_rows"]) == (None, 100)
+        assert message in report["words"][-1]
 
 
 def test_too_few_rows_are_refused(encoding: TableEncoding) -> None:

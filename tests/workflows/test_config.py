@@ -107,6 +107,7 @@ def test_an_option_that_is_true_or_false_needs_no_value(arguments: list[str]) ->
     ("unknown", "meant"),
     [
         ("--data.kye=id", ": did you mean --data.key?"),
+        ("--data.pth", ": did you mean --data.path?"),
         ("--epochs", ": did you mean --training.epochs?"),
         ("--data.epochs", ": did you mean --training.epochs?"),
         ("--zzz", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vae import load_bundle
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.checks import ConfigError
+from workflows.diagnostics import why_no_drift
 from workflows.drift import (
     ELBO,
     LATENT,
@@ -205,6 +207,22 @@ def test_a_named_reference_is_looked_at_before_anything_is_scored(watch: Watch, 
     assert table.num_rows == 300
     with pytest.raises(DataError, match="nowhere: nothing is there"):
         open_reference(DriftConfig(str(tmp_path / "nowhere")), watch.encoding)
+    with pytest.raises(DataError, match=f"few: 99 rows; .* {MIN_REFERENCE_ROWS} are needed"):
+        open_reference(DriftConfig(str(write(tmp_path / "few", 99))), watch.encoding)
+
+
+def test_drift_that_is_asked_for_and_cannot_be_looked_for_is_refused_before_anything_is_scored() -> None:
+    def scoring(side: str, read: str, **kept: Any) -> Any:
+        bundle, table = SimpleNamespace(table={"fingerprint": "training", **kept}), SimpleNamespace(fingerprint=read)
+        return SimpleNamespace(bundle=bundle, what=SimpleNamespace(side=side), job=SimpleNamespace(table=table))
+
+    for asked in (DriftConfig(fail=True), DriftConfig(ignore=["x"])):
+        with pytest.raises(ConfigError, match=r"--drift\.reference TABLE"):
+            why_no_drift(asked, scoring("all", "new"))
+        assert not why_no_drift(asked, scoring("all", "new", drift={}))
+    assert "keeps no reference" in why_no_drift(DriftConfig(), scoring("all", "new"))
+    assert "has seen these rows" in why_no_drift(DriftConfig(), scoring("validation", "training"))
+    assert not why_no_drift(DriftConfig("table"), scoring("all", "new"))
 
 
 def test_drift_is_said_with_where_it_is(watch: Watch) -> None:

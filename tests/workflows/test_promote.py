@@ -210,8 +210,9 @@ def test_a_bundle_that_was_replaced_whole_does_not_become_champion(store: Store)
 def test_one_of_version_and_rollback_is_needed(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PromoteConfig("tiny", **options).check()
-    with pytest.raises(ConfigError, match="without models:/"):
-        PromoteConfig("models:/tiny", 1).check()
+    for name in ("models:/tiny", "", " "):
+        with pytest.raises(ConfigError, match="without models:/"):
+            PromoteConfig(name, 1).check()
 
 
 def test_a_registry_that_does_not_answer_is_said() -> None:

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.running import ROOT
+from vae.bundle_files import BundleError
+from workflows.batch import record_job
+from workflows.batch_config import BatchRegistryConfig
+from workflows.checks import ConfigError
 from workflows.job import exit_code
+from workflows.pinned import PinnedModel
 from workflows.registry import Registry
 
 NUM_JOBS = 4
@@ -62,3 +67,19 @@ def test_a_tracking_uri_of_no_known_kind_is_a_configuration_error() -> None:
     code, message = refused("nowhere:5000")
     assert code == 2
     assert message.startswith("registry.tracking_uri is 'nowhere:5000': ")
+
+
+def test_a_deleted_experiment_is_refused_before_anything_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    registry.client.delete_experiment(registry.open_experiment("vae"))
+    with pytest.raises(ConfigError, match=r"registry\.experiment is 'vae'.*restore it"):
+        registry.open_experiment("vae")
+    line = {"job": "encode", "model_name": "m", "model_version": "1", "output_path": "here"}
+    record_job(BatchRegistryConfig(registry.uri), PinnedModel({}, "m", "1", None, ""), {}, line, {})
+    assert "the job is done, but its MLflow run is not recorded: registry.experiment is 'vae'" in caplog.text
+
+
+@pytest.mark.parametrize("reference", ["runs:/", "runs:/abc", "runs:/abc/", "models:/m", "models:/m/latest", f"models:/m/{10**22}"])
+def test_what_is_no_reference_says_what_is_one(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(BundleError, match=r"not a model reference; give models:/NAME@ALIAS"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db").pin(reference)

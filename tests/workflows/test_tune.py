@@ -15,11 +15,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from data.overrides import ColumnOverrideError
+from data.split import TRAIN
+from data.table import open_table
 from tests.running import Outcome, Trained, run_job, running_job
+from tests.small_models import encoding_of
 from workflows.checks import ConfigError
+from workflows.cluster import connected
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError
 from workflows.job import exit_code, parse
@@ -28,6 +36,7 @@ from workflows.ranking import best_of
 from workflows.runs import Run
 from workflows.search import halving
 from workflows.space import SearchConfig, TuneConfig
+from workflows.training import Prepared, Source, prepare_each
 from workflows.trials import Trial, measured
 from workflows.tune_job import tune
 
@@ -181,6 +190,40 @@ def test_asha_remembers_the_trials_of_earlier_starts(tmp_path: Path) -> None:
     scheduler.on_trial_add(None, new)
     assert scheduler.on_trial_result(None, new, {"epoch": 1, "elbo": -8.2}) == "CONTINUE"
     assert scheduler.on_trial_result(None, new, {"epoch": 2, "elbo": -5.1}) == "STOP"
+
+
+def written(folder: Path) -> Path:
+    """Returns the path of a table of positive numbers, a category and a key."""
+    numbers = np.random.default_rng(0).lognormal(size=400)
+    pq.write_table(pa.table({"id": np.arange(400), "x": numbers, "c": ["a", "b"] * 200}), folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def test_each_trial_models_the_likelihoods_that_were_drawn_for_it(ray_address: str, tmp_path: Path) -> None:
+    table = open_table(str(written(tmp_path)))
+    config = asked("--model.likelihoods", '[{"x": "student_t"}, {}]', "--model.latent_dim", "[2, 3]", "--data.key", "id")
+    configs = [config.with_values(values) for values in config.draw()]
+    with connected(ray_address):
+        prepared = prepare_each(configs, table, None)
+    found = [next(c.likelihood for c in each.encoding.columns if c.name == "x") for each in prepared]
+    assert found == [each.model.likelihoods.get("x") for each in configs]
+    assert (set(found), len({id(each) for each in prepared})) == ({"student_t", None}, 2)
+
+
+def test_a_choice_that_no_column_can_have_is_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    space = ("--model.likelihoods", '[{"x": "student_t"}, {"c": "student_t"}]', "--data.path", written(tmp_path), "--run.name", "s")
+    with pytest.raises(ColumnOverrideError, match=r"model\.likelihoods\.c is 'student_t'"):
+        tune(parse(SearchConfig, [str(option) for option in absolute(space, tmp_path)]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_of_a_network_that_the_table_has_no_columns_for_is_refused(tmp_path: Path) -> None:
+    table = open_table(str(written(tmp_path)))
+    source = Source(table, list(table.row_groups()), np.array([[300, 100, 0]]), (0.25, 0.0))
+    prepared = Prepared(encoding_of(pq.read_table(written(tmp_path))), {TRAIN: source}, {})
+    trial(tmp_path, 0).take(prepared)
+    with pytest.raises(ConfigError, match=r"model\.network is 'conv'"):
+        trial(tmp_path, 1, None, (), "--model.network", "conv").take(prepared)
 
 
 SMALL = ("--data.key", "id", "--model.hidden_dims", "[16]", "--model.latent_dim", 2, "--cluster.num_workers", 1)

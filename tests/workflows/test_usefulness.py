@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -15,10 +19,12 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from data.columns import Rules, decide_columns
 from data.encoding import TableEncoding
 from data.statistics import summarise_table
+from tests.small_models import small_model
 from vae.evidence import log_evidence_bound
 from vae.model import VAE
 from vae.rows import Rows
 from workflows.architecture import architecture
+from workflows.diagnostics import label_values, usefulness_section
 from workflows.measures import bootstrap, class_measures, roc_auc, roc_auc_measure
 from workflows.model_config import ModelConfig
 from workflows.usefulness import (
@@ -96,6 +102,42 @@ def test_rows_without_a_label_are_left_out_and_counted() -> None:
     assert usefulness(*sides(label, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
     number = np.where(np.arange(400) % 4 == 0, np.nan, np.linspace(0, 1, 400))
     assert usefulness(*sides(number, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
+    infinite = np.array([math.inf if place % 4 == 0 else place / 400 for place in range(400)], dtype=object)
+    assert usefulness(*sides(infinite, np.arange(400)), label_is_input=False)["num_rows_without_label"] == 100
+
+
+def test_a_few_rows_and_a_value_that_one_row_has_are_measured_in_finite_numbers() -> None:
+    for label in (np.array([0.5, 1.5, 2.5, 3.5]), np.repeat([[0.5] * 99 + [1.5]], 2, axis=0).ravel()):
+        result = usefulness(*sides(label, np.arange(len(label))), label_is_input=False)
+        assert (result["task"], json.loads(json.dumps(result, allow_nan=False))) == ("number", result)
+
+
+def test_rows_without_an_anomaly_cost_nothing_but_the_search_for_anomalies() -> None:
+    random = np.random.default_rng(0)
+    table = pa.table({"x": random.normal(size=200), "odd": random.random(200) < 0.2})
+    normal = table.filter(pc.invert(table["odd"]))
+    encoding = encoding_of(table)
+    scoring = SimpleNamespace(encoding=encoding, bundle=SimpleNamespace(model=small_model(encoding, table, 1e-2, num_steps=2)))
+    config = SimpleNamespace(evaluate=SimpleNamespace(label="odd"), num_importance_samples=2)
+
+    def section(test: pa.Table) -> Any:
+        samples = SimpleNamespace(rows=lambda purpose, limit: ({"train": table, "scored": test}[purpose], []))
+        evaluation: Any = SimpleNamespace(config=config, scoring=scoring, samples=samples, no_training_rows="")
+        return usefulness_section(evaluation)
+
+    assert section(table).report["anomalies"]["num_rows"] == 200
+    found = section(normal)
+    assert "accuracy" in found.report["probes"]["embedding"]["linear"]
+    assert f"anomalies are not looked for: 0 of {len(normal)} rows are anomalies" in found.report["notes"][-1]
+    assert "anomalies are not looked for" in found.blocks[0].words
+
+
+def test_decimals_are_quantities_and_lists_are_no_label() -> None:
+    prices = label_values(pa.chunked_array([pa.array([Decimal(cents) / 100 for cents in range(400)], pa.decimal128(9, 2))]))
+    assert usefulness(*sides(prices, np.arange(400)), label_is_input=False)["task"] == "number"
+    for column in ([[1, 2]] * 40, [[1], [1, 2]] * 20, [{"a": 1}] * 40):
+        with pytest.raises(LabelError, match="lists or structs"):
+            usefulness(*sides(label_values(pa.chunked_array([column])), np.zeros(40)), label_is_input=False)
 
 
 @pytest.mark.parametrize(
