@@ -79,12 +79,12 @@ class OutputFolder:
         path = f"{self.path}/{CLAIM}"
         if self.exists(CLAIM):
             found = json.loads(self.filesystem.open_input_file(path).read())
-            if found != record:
-                different = [
-                    f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
-                    for key in found | dict(record)
-                    if found.get(key) != record.get(key)
-                ]
+            different = [
+                f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
+                for key in found | dict(record)
+                if found.get(key) != record.get(key)
+            ]
+            if different:
                 raise OutputError(f"{self.address}: holds another job's output ({'; '.join(different)}); choose another output.path")
             return
         self.prepare()
