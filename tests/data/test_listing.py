@@ -115,6 +115,14 @@ def test_files_matched_by_a_glob_are_found_once_however_many_patterns_match_them
         assert [file.relative_path for file in found] == ["x=1/1.parquet", "x=2/1.parquet"], paths
 
 
+def test_what_a_file_is_called_depends_on_the_paths_and_on_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "a/x=1").mkdir(parents=True)
+    (tmp_path / "a/x=1/1.parquet").touch()
+    for paths in (["a"], ["a", "a"], ["a", "a/x=1"], ["a/x=1", "a"], ["a/*", "a/x=*/*.parquet"]):
+        _, found = find_files([f"{tmp_path}/{path}" for path in paths])
+        assert [file.relative_path for file in found] == ["x=1/1.parquet"], paths
+
+
 def test_a_files_time_of_change_is_found_with_it(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("a.parquet", "b/c.parquet"):
