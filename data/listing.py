@@ -59,7 +59,21 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
     if len(paths) > 1:
         common = os.path.commonpath(tops)  # of the paths, not of what lies below them today: no file's name depends on another
         files = [file._replace(relative_path=os.path.relpath(file.path, common)) for file in files]
-    return filesystem, sorted(files, key=lambda file: file.relative_path)
+    return filesystem, each_once(filesystem, sorted(files, key=lambda file: file.relative_path))
+
+
+def each_once(filesystem: fs.FileSystem, files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Returns the files without those that are another one behind a link: latest/ -> 2026-11-22/ adds no row."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return list(files)
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(file.path) for file in files}}
+    kept: dict[str, FoundFile] = {}
+    for file in files:
+        folder, name = os.path.split(file.path)
+        there = os.path.realpath(file.path) if os.path.islink(file.path) else os.path.join(folders[folder], name)
+        if there not in kept or there.endswith(f"/{file.relative_path}"):  # which no path behind a link does
+            kept[there] = file
+    return sorted(kept.values(), key=lambda file: file.relative_path)
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
@@ -107,6 +121,8 @@ def takes_in(path: str, filesystem: fs.FileSystem, folder: str) -> bool:
     if there != filesystem or kind == fs.FileType.File:
         return False
     root, parts = (root, []) if kind == fs.FileType.Directory else split_glob(root)
+    if isinstance(there, fs.LocalFileSystem):
+        root, folder = os.path.realpath(root), os.path.realpath(folder)
     if not PurePosixPath(folder).is_relative_to(root):
         return False
     names = PurePosixPath(folder).relative_to(root).parts
