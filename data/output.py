@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data.listing import open_filesystem
+from data.listing import DataError, open_filesystem
 from data.stores import address, put_if_absent, refuse_silence
 from data.writing import PartWriter, RowGroupWriter, read_part
 
@@ -52,7 +52,11 @@ class OutputFolder:
 
     @staticmethod
     def open(path: str) -> OutputFolder:
-        filesystem, below = open_filesystem(path)
+        """Returns the folder at a path or URI. Raises OutputError where the URI is of no filesystem that is known."""
+        try:
+            filesystem, below = open_filesystem(path)
+        except DataError as error:
+            raise OutputError(str(error)) from error
         return OutputFolder(filesystem, below)
 
     @property

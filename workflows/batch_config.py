@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workflows.checks import check_batch_bytes, require
+from workflows.checks import check_batch_bytes, check_folder, require
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class EncodeConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
         require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more columns")
         require(len(set(self.output.columns)) == len(self.output.columns), "output.columns", self.output.columns, "without a column twice")
         require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
@@ -139,6 +140,7 @@ class ReconstructConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class GenerateConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
         require(self.num_rows >= 1, "num_rows", self.num_rows, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.output.rows_per_file >= 1, "output.rows_per_file", self.output.rows_per_file, "at least 1")

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,11 @@ from data.listing import DataError
 from data.output import OutputError
 from data.overrides import ColumnOverrideError
 from vae import BundleError
-from workflows.batch_config import EncodeConfig, GenerateConfig, PromoteConfig
+from workflows.batch_config import EncodeConfig, GenerateConfig, PromoteConfig, ReconstructConfig
 from workflows.checks import ConfigError
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
+from workflows.evaluate_config import EvaluateConfig
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
 from workflows.lineage import flatten, parameters
 from workflows.model_config import ObjectiveConfig, TrainingConfig
@@ -163,6 +165,14 @@ def test_the_batch_jobs_check_their_values() -> None:
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--cluster.num_actors", "0"])
     with pytest.raises(ConfigError, match=r"output\.columns"):
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--output.columns", "[]"])
+
+
+@pytest.mark.parametrize("config_type", [EncodeConfig, ReconstructConfig, EvaluateConfig, GenerateConfig, TrainConfig])
+def test_an_empty_path_is_not_the_current_folder(config_type: type[Any]) -> None:
+    options = ["--num_rows", "1"] if config_type is GenerateConfig else ["--data.path", "d"]
+    options += ["--run.storage_path", ""] if config_type is TrainConfig else ["--model", "m", "--output.path", ""]
+    with pytest.raises(ConfigError, match=f"{options[-2].removeprefix('--')} is ''; it must be a folder or its URI"):
+        parse(config_type, options)
 
 
 @pytest.mark.parametrize(
