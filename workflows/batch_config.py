@@ -167,7 +167,8 @@ class GenerateConfig:
     output: GenerateOutputConfig
     seed: int = 0
     """The same model, seed, condition and count give the same rows on any cluster."""
-    condition: dict[str, Any] | None = None
+    # No Any: jsonargparse reads its text once more, and "01067" is a number then.
+    condition: dict[str, str | bool | int | float | list[Any] | None] | None = None
     """Values of all condition columns of a conditional model, for all rows, e.g. '{"label": 3, "day": "2024-12-31", "sex": null}'. Without
     it each row's are drawn from what the training rows' columns hold, independently of each other; vectors have to be given."""
     data: GenerateDataConfig = field(default_factory=GenerateDataConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Callable
@@ -165,6 +166,15 @@ def test_the_batch_jobs_check_their_values() -> None:
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--cluster.num_actors", "0"])
     with pytest.raises(ConfigError, match=r"output\.columns"):
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--output.columns", "[]"])
+
+
+@pytest.mark.parametrize("text", ["01067", "true", "no", "null", "1e3", "12:30", "[1]", ""])
+def test_text_of_a_condition_is_text_whatever_it_looks_like(text: str, tmp_path: Path) -> None:
+    condition = {"zip": text, "label": 3, "weight": 1.5, "owner": True, "sex": None, "spot": [1, 2.5]}
+    options = ["--model", "m", "--num_rows", "1", "--output.path", "o"]
+    assert parse(GenerateConfig, [*options, "--condition", json.dumps(condition)]).condition == condition
+    (tmp_path / "config.yaml").write_text(json.dumps({"condition": condition}))
+    assert parse(GenerateConfig, [*options, "--config", str(tmp_path / "config.yaml")]).condition == condition
 
 
 @pytest.mark.parametrize("config_type", [EncodeConfig, ReconstructConfig, EvaluateConfig, GenerateConfig, TrainConfig])
