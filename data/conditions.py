@@ -100,10 +100,13 @@ def encode_conditions(encoding: TableEncoding, rows: pa.Table, unseen: Counter[s
 
 
 def one_value(value: Any, kind: pa.DataType) -> pa.Array:
-    """Returns a value as JSON has it in a column's type: points in time as text such as 2024-12-31T23:59:00, decimals as text or number."""
+    """Returns a value as JSON has it in a column's type: points in time as text such as 2024-12-31T23:59:00, or 23:59:00 for a
+    time of day; decimals as text or number."""
     values = plain_values(kind)
     if value is None:
         return pa.nulls(1, kind)
+    if pa.types.is_time(values) and isinstance(value, str):  # Arrow reads times of day from text as part of a date alone
+        return pa.array([f"1970-01-01T{value}"]).cast(pa.timestamp(values.unit)).cast(values)
     if is_temporal(values) and not isinstance(value, int):
         return pa.array([str(value)]).cast(values).cast(kind)
     if pa.types.is_decimal(values):

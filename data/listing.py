@@ -41,20 +41,39 @@ def find_files(paths: Sequence[str]) -> tuple[fs.FileSystem, list[FoundFile]]:
         raise DataError("no path is given; name a Parquet file, a folder of them, or a glob")
     filesystem: fs.FileSystem | None = None
     found: dict[str, FoundFile] = {}
+    tops: list[str] = []
     for path in paths:
         this, root = open_filesystem(path)
         if filesystem is not None and this != filesystem:
             raise DataError(f"{path}: is on another filesystem than {paths[0]}; one table lies on one filesystem")
         filesystem = this
         try:
-            found.update(list_root(this, root, path))
+            top, files_of_path = list_root(this, root, path)
+            tops.append(top)
+            found |= files_of_path
         except OSError as error:
             refuse_silence(error)
             raise DataError(f"{path}: cannot be listed: {error}; give a path that can be read") from error
     assert filesystem is not None
-    common = os.path.commonpath([os.path.dirname(p) for p in found]) if len(paths) > 1 else None
-    files = [file if common is None else file._replace(relative_path=os.path.relpath(file.path, common)) for file in found.values()]
-    return filesystem, sorted(files, key=lambda file: file.relative_path)
+    files = list(found.values())
+    if len(paths) > 1:
+        common = os.path.commonpath(tops)  # of the paths, not of what lies below them today: no file's name depends on another
+        files = [file._replace(relative_path=os.path.relpath(file.path, common)) for file in files]
+    return filesystem, each_once(filesystem, sorted(files, key=lambda file: file.relative_path))
+
+
+def each_once(filesystem: fs.FileSystem, files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Returns the files without those that are another one behind a link: latest/ -> 2026-11-22/ adds no row."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return list(files)
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(file.path) for file in files}}
+    kept: dict[str, FoundFile] = {}
+    for file in files:
+        folder, name = os.path.split(file.path)
+        there = os.path.realpath(file.path) if os.path.islink(file.path) else os.path.join(folders[folder], name)
+        if there not in kept or there.endswith(f"/{file.relative_path}"):  # which no path behind a link does
+            kept[there] = file
+    return sorted(kept.values(), key=lambda file: file.relative_path)
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
@@ -71,8 +90,9 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
         raise DataError(f"{path}: cannot be opened: {error}; give a path, file://, s3:// or gs:// URI") from error
 
 
-def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, FoundFile]:
-    """Returns what a file, folder or glob names, by path; hidden names (_x, .x) only where named in full."""
+def list_root(filesystem: fs.FileSystem, root: str, given: str) -> tuple[str, dict[str, FoundFile]]:
+    """Returns the folder below which a file, folder or glob names files, and these by path; hidden names (_x, .x) only where named in
+    full."""
     info = filesystem.get_file_info(root)
     named: set[str] = set()
     if info.type == fs.FileType.NotFound and GLOB.search(root):
@@ -83,7 +103,7 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, Fou
     elif info.type == fs.FileType.NotFound:
         raise DataError(f"{given}: nothing is there; give a Parquet file, a folder of them, or a glob")
     elif info.type == fs.FileType.File:
-        return {root: FoundFile(root, PurePosixPath(root).name, info.mtime_ns or 0)}
+        return os.path.dirname(root), {root: FoundFile(root, PurePosixPath(root).name, info.mtime_ns or 0)}
     else:
         found = files_below(filesystem, root)
     files = [FoundFile(info.path, os.path.relpath(info.path, root), info.mtime_ns or 0) for info in found]
@@ -91,7 +111,7 @@ def list_root(filesystem: fs.FileSystem, root: str, given: str) -> dict[str, Fou
     parquet = {file.path: file for file in visible if file.path in named or file.path.endswith((".parquet", ".parq", ".pq"))}
     if not parquet:
         raise DataError(f"{given}: the folder holds no .parquet file ({len(visible)} other files); is it the right one?")
-    return parquet
+    return root, parquet
 
 
 def takes_in(path: str, filesystem: fs.FileSystem, folder: str) -> bool:
@@ -101,6 +121,8 @@ def takes_in(path: str, filesystem: fs.FileSystem, folder: str) -> bool:
     if there != filesystem or kind == fs.FileType.File:
         return False
     root, parts = (root, []) if kind == fs.FileType.Directory else split_glob(root)
+    if isinstance(there, fs.LocalFileSystem):
+        root, folder = os.path.realpath(root), os.path.realpath(folder)
     if not PurePosixPath(folder).is_relative_to(root):
         return False
     names = PurePosixPath(folder).relative_to(root).parts

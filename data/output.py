@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data.listing import open_filesystem
+from data.listing import DataError, open_filesystem
 from data.stores import address, put_if_absent, refuse_silence
 from data.writing import PartWriter, RowGroupWriter, read_part
 
@@ -52,7 +52,11 @@ class OutputFolder:
 
     @staticmethod
     def open(path: str) -> OutputFolder:
-        filesystem, below = open_filesystem(path)
+        """Returns the folder at a path or URI. Raises OutputError where the URI is of no filesystem that is known."""
+        try:
+            filesystem, below = open_filesystem(path)
+        except DataError as error:
+            raise OutputError(str(error)) from error
         return OutputFolder(filesystem, below)
 
     @property
@@ -79,12 +83,12 @@ class OutputFolder:
         path = f"{self.path}/{CLAIM}"
         if self.exists(CLAIM):
             found = json.loads(self.filesystem.open_input_file(path).read())
-            if found != record:
-                different = [
-                    f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
-                    for key in found | dict(record)
-                    if found.get(key) != record.get(key)
-                ]
+            different = [
+                f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
+                for key in found | dict(record)
+                if found.get(key) != record.get(key)
+            ]
+            if different:
                 raise OutputError(f"{self.address}: holds another job's output ({'; '.join(different)}); choose another output.path")
             return
         self.prepare()

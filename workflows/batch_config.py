@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workflows.checks import check_batch_bytes, require
+from workflows.checks import check_batch_bytes, check_folder, require
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class EncodeConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
         require(len(self.output.columns) > 0, "output.columns", self.output.columns, "one or more columns")
         require(len(set(self.output.columns)) == len(self.output.columns), "output.columns", self.output.columns, "without a column twice")
         require(self.num_importance_samples >= 1, "num_importance_samples", self.num_importance_samples, "at least 1")
@@ -139,6 +140,7 @@ class ReconstructConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ class GenerateConfig:
     output: GenerateOutputConfig
     seed: int = 0
     """The same model, seed, condition and count give the same rows on any cluster."""
-    condition: dict[str, Any] | None = None
+    # No Any: jsonargparse reads its text once more, and "01067" is a number then.
+    condition: dict[str, str | bool | int | float | list[Any] | None] | None = None
     """Values of all condition columns of a conditional model, for all rows, e.g. '{"label": 3, "day": "2024-12-31", "sex": null}'. Without
     it each row's are drawn from what the training rows' columns hold, independently of each other; vectors have to be given."""
     data: GenerateDataConfig = field(default_factory=GenerateDataConfig)
@@ -175,6 +178,7 @@ class GenerateConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
         require(self.num_rows >= 1, "num_rows", self.num_rows, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.output.rows_per_file >= 1, "output.rows_per_file", self.output.rows_per_file, "at least 1")

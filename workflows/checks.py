@@ -26,3 +26,8 @@ def check_finite(options: Mapping[str, Any], prefix: str = "") -> None:
 
 def check_batch_bytes(max_batch_bytes: int) -> None:
     require(max_batch_bytes >= 2**20, "data.max_batch_bytes", max_batch_bytes, "at least 1048576 (1 MiB)")
+
+
+def check_folder(key: str, path: str) -> None:
+    """Raises ConfigError for an empty path, such as a shell makes of a variable that is not set: it would be the current folder."""
+    require(bool(path), key, path, "a folder or its URI")

@@ -77,7 +77,9 @@ def connected(address: str | None, num_workers: int = 1) -> Iterator[None]:
             # Ray Data needs a CPU beside those that the workers hold, or both wait for ever.
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, num_workers + 1), include_dashboard=False, **quiet())
     except Exception as error:  # Ray raises Exception itself where its processes did not start in time
-        hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if "token" in str(error).lower() else ""
+        # Ray's own message says nothing of tokens. A cluster asks for one by default where ~/.ray/auth_token is (Ray 2.60).
+        tokenless = shared and os.environ.get("RAY_AUTH_MODE", "").lower() != "token"
+        hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if tokenless else ""
         raise ServiceError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     stop_on_sigterm()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from workflows.checks import ConfigError, check_batch_bytes, check_finite, require
+from workflows.checks import ConfigError, check_batch_bytes, check_finite, check_folder, require
 from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 
 
@@ -120,6 +120,7 @@ class RunConfig:
     every epoch; the numbers are the same."""
 
     def check(self) -> None:
+        check_folder("run.storage_path", self.storage_path)
         is_one_name = self.name is None or (self.name.strip() not in ("", ".", "..") and not {"/", "\\"}.intersection(self.name))
         require(is_one_name, "run.name", self.name, "the name of one folder below run.storage_path")
         bytes_held = self.shard_memory_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workflows.batch_config import BatchClusterConfig, BatchRegistryConfig, EncodeDataConfig
-from workflows.checks import require
+from workflows.checks import check_folder, require
 from workflows.drift_config import DriftConfig
 
 
@@ -136,6 +136,7 @@ class EvaluateConfig:
     def check(self) -> None:
         self.cluster.check()
         self.data.check()
+        check_folder("output.path", self.output.path)
         self.baselines.check()
         self.evaluate.check()
         self.audit.check()

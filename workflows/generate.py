@@ -4,7 +4,7 @@
 
 Reads a model version. Writes FOLDER/part-*.parquet, and FOLDER/_report.md and .json: how they compare with the training rows. A second run
 does nothing; the same model, seed, condition and count give the same rows. --condition '{"COLUMN": VALUE}' sets what the model is
-conditioned on; --data.path TRAINING_TABLE counts the rows that are copies.
+conditioned on; --data.path TRAINING_TABLE counts the rows that are copies, also of rows that are there already.
 Generated rows are drawn from a model of the training rows: synthetic is not anonymous.
 """
 
@@ -37,7 +37,7 @@ from workflows.job import run
 from workflows.lease import Fence
 from workflows.lineage import parameters
 from workflows.pinned import PinnedModel, pin, without_password
-from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report
+from workflows.report import REPORT_JSON, RowsSummary, make_report, put_report, read_report
 
 
 def main(config: GenerateConfig) -> dict[str, Any]:
@@ -49,14 +49,18 @@ def main(config: GenerateConfig) -> dict[str, Any]:
     check_condition(config, encoding)
     table = training_table(config, encoding)
     output = OutputFolder.open(config.output.path)
-    claim = requested(config, pinned, table)
+    claim = requested(config, pinned)
     output.claim(claim | {"rows_per_file": config.output.rows_per_file})
-    if not is_whole(output):
+    if not is_done(output, table):
         with held(output) as fence:
-            if not is_whole(output):  # another job may have ended just now
-                made = generated(config, pinned, encoding, record, table, claim, output, fence)
+            if not is_done(output, table):  # another job may have ended just now
+                with connected(config.cluster.address):
+                    if not is_whole(output):
+                        generated(config, pinned, encoding, record, claim, output, fence)
+                    if table is not None:
+                        count_in(table, config, encoding, output)
                 result = json_line(config, pinned, output, started)
-                record_job(config.registry, pinned, parameters(asdict(config)), result, {"units": made})
+                record_job(config.registry, pinned, parameters(asdict(config)), result, {"units": output.newest_manifest()[0]["units"]})
                 return result
     logger.info("%s holds these rows already; nothing to do", output.address)
     return json_line(config, pinned, output, started)
@@ -67,22 +71,23 @@ def generated(
     pinned: PinnedModel,
     encoding: TableEncoding,
     record: Mapping[str, Any],
-    table: Table | None,
     claim: Mapping[str, Any],
     output: OutputFolder,
     fence: Fence,
-) -> dict[str, Any]:
-    """Writes the rows, the report and the manifest; returns the output files' records. record: the bundle's table."""
-    with connected(config.cluster.address):
-        pool, units, summary = claim_pool(config.cluster), units_of(config), RowsSummary()
-        task = GenerateTask(output, fence, config.num_rows, config.seed, config.condition or None, pool.use_gpu)
-        results = summary.taken_from(run_units("workflows.generation:Generator", model_files(pinned), task, units, pool))
-        made = {record["output"]: record for record in followed(results, len(units), config.num_rows)}
-        copies = count_in(table, config, encoding, output) if table is not None else None
+) -> None:
+    """Writes the rows, the report, in which copies are not counted yet, and the manifest. record: the bundle's table."""
+    pool, units, summary = claim_pool(config.cluster), units_of(config), RowsSummary()
+    task = GenerateTask(output, fence, config.num_rows, config.seed, config.condition or None, pool.use_gpu)
+    results = summary.taken_from(run_units("workflows.generation:Generator", model_files(pinned), task, units, pool))
+    made = {record["output"]: record for record in followed(results, len(units), config.num_rows)}
     assert summary.total is not None
-    put_report(output, make_report(encoding, record.get("marginals"), summary.total, config.condition, claim, copies))
+    put_report(output, make_report(encoding, record.get("marginals"), summary.total, config.condition, claim))
     put_manifest(output, pinned, "generate", {"units": made}, output.newest_manifest()[1] + 1)
-    return made
+
+
+def is_done(output: OutputFolder, table: Table | None) -> bool:
+    """Whether the rows are there, and copies were counted in the table, where one is given."""
+    return is_whole(output) and (table is None or read_report(output)["compared_with"] == table.fingerprint)
 
 
 def is_whole(output: OutputFolder) -> bool:
@@ -114,8 +119,8 @@ def training_table(config: GenerateConfig, encoding: TableEncoding) -> Table | N
     return table
 
 
-def requested(config: GenerateConfig, pinned: PinnedModel, table: Table | None) -> dict[str, Any]:
-    """Returns what decides the rows and the report, plain JSON."""
+def requested(config: GenerateConfig, pinned: PinnedModel) -> dict[str, Any]:
+    """Returns what decides the rows, plain JSON."""
     condition = json.loads(json.dumps(config.condition, default=str))
     return {
         "job": "generate",
@@ -125,7 +130,6 @@ def requested(config: GenerateConfig, pinned: PinnedModel, table: Table | None) 
         "num_rows": config.num_rows,
         "seed": config.seed,
         "condition": condition,
-        "compared_with": table.fingerprint if table is not None else None,
     }
 
 
@@ -136,15 +140,16 @@ def units_of(config: GenerateConfig) -> list[dict[str, Any]]:
     return [{"output": f"part-{i:05d}.parquet", "first_row": s, "end_row": e} for i, (s, e) in enumerate(zip(starts, ends, strict=True))]
 
 
-def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, output: OutputFolder) -> dict[str, Any]:
-    """Returns what the report says of generated rows that are in the table."""
+def count_in(table: Table, config: GenerateConfig, encoding: TableEncoding, output: OutputFolder) -> None:
+    """Says in the report how many of the generated rows are in the table."""
     logger.info("looking for copies among %d rows", table.num_rows)
     generated = open_table(config.output.path, encoding.modelled)
     schema = encoding.schema_of(encoding.modelled)
     num_copies = count_copies(generated, table, schema, config.data.max_batch_bytes, encoding.columns)
     paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path or []
     shown = ", ".join(map(without_password, paths))
-    return {"path": shown, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
+    copies = {"path": shown, "num_rows": table.num_rows, "columns": encoding.modelled, "num_copies": num_copies}
+    put_report(output, read_report(output) | {"compared_with": table.fingerprint, "exact_copies": copies})
 
 
 def json_line(config: GenerateConfig, pinned: PinnedModel, output: OutputFolder, started: float) -> dict[str, Any]:

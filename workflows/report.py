@@ -59,9 +59,9 @@ def make_report(
     summary: TableSummary,
     condition: Mapping[str, Any] | None,
     request: Mapping[str, Any],
-    copies: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Returns the report, plain JSON. real: the training rows' marginals; request: what was asked of which model."""
+    """Returns the report before copies were looked for, plain JSON. real: the training rows' marginals; request: what was asked of which
+    model."""
     synthetic = marginals(encoding, summary)
     notes = [NOT_ANONYMOUS, OTHER_IS_NULL]
     notes += [OVER_ALL_ROWS] if condition else [DRAWN] if encoding.conditions else []
@@ -69,6 +69,7 @@ def make_report(
     modelled = [column for column in encoding.columns if column.name in synthetic["columns"]]
     return {
         **request,
+        "compared_with": None,
         "notes": notes,
         "num_training_rows": real["num_rows"] if real else None,
         "quantile_levels": list(LEVELS),
@@ -76,7 +77,7 @@ def make_report(
             column.name: compare(encoding, column, real["columns"][column.name] if real else None, synthetic["columns"][column.name])
             for column in modelled
         },
-        "exact_copies": copies,
+        "exact_copies": None,
     }
 
 
@@ -170,3 +171,9 @@ def put_report(output: OutputFolder, report: Mapping[str, Any]) -> None:
     """Writes the report's two files, each whole or not at all. Raises OutputError."""
     output.put_text(REPORT_MARKDOWN, as_markdown(report))
     output.put_text(REPORT_JSON, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def read_report(output: OutputFolder) -> dict[str, Any]:
+    """Returns the report that is there."""
+    with output.filesystem.open_input_file(f"{output.path}/{REPORT_JSON}") as source:
+        return dict(json.loads(source.read()))

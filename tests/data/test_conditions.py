@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date, datetime
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ from data.conditions import (
     draw_conditions,
     encode_conditions,
     given_condition,
+    one_value,
 )
 from data.encoding import TableEncoding
 from data.fields import LOG_JACOBIAN
@@ -126,6 +127,15 @@ def test_values_are_given_in_the_tables_own_types() -> None:
     assert dated["day"][0].as_py() == date(2024, 2, 29)
     assert dated["moment"][0].as_py() == datetime.fromisoformat("2024-02-29T12:00:00+01:00")
     assert given_condition(encoding("vector"), {"vector": [1, 2, 3]})["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")])
+def test_times_of_day_are_given_as_text(kind: pa.DataType) -> None:
+    assert one_value("23:59:01", kind).to_pylist() == [time(23, 59, 1)]
+    assert one_value("07:30", kind).type == kind
+    for wrong in ("25:00:00", "", "noon"):
+        with pytest.raises(pa.ArrowInvalid, match="Failed to parse"):
+            one_value(wrong, kind)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,29 @@ def test_files_matched_by_a_glob_are_found_once_however_many_patterns_match_them
         assert [file.relative_path for file in found] == ["x=1/1.parquet", "x=2/1.parquet"], paths
 
 
+def test_what_a_file_is_called_depends_on_the_paths_and_on_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "a/x=1").mkdir(parents=True)
+    (tmp_path / "a/x=1/1.parquet").touch()
+    for paths in (["a"], ["a", "a"], ["a", "a/x=1"], ["a/x=1", "a"], ["a/*", "a/x=*/*.parquet"]):
+        _, found = find_files([f"{tmp_path}/{path}" for path in paths])
+        assert [file.relative_path for file in found] == ["x=1/1.parquet"], paths
+
+
+def test_a_file_that_links_lead_to_is_found_once_under_its_own_name(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    for name in ("table/day=2/b.parquet", "elsewhere/c.parquet", "elsewhere/.hidden/d.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"alatest": "day=2", "z": "day=2/b.parquet", "a.parquet": "day=2/b.parquet", "itself": "."}
+    links |= {"far": "../elsewhere", "farther": "../elsewhere", "d.parquet": "../elsewhere/.hidden/d.parquet"}
+    for name, leads_to in links.items():
+        (table / name).symlink_to(leads_to)
+    (tmp_path / "way").symlink_to("table")
+    for paths in (["table"], ["way"], ["table/*"]):
+        _, found = find_files([f"{tmp_path}/{path}" for path in paths])
+        assert [file.relative_path for file in found] == ["d.parquet", "day=2/b.parquet", "far/c.parquet"], paths
+
+
 def test_a_files_time_of_change_is_found_with_it(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("a.parquet", "b/c.parquet"):
@@ -199,3 +222,7 @@ def test_an_input_takes_in_an_output_where_the_next_reading_would_find_its_files
     pq.write_table(pa.table({"x": [1]}), tmp_path / "table" / "a.parquet")
     filesystem, output = open_filesystem(str(tmp_path / "table" / folder))
     assert takes_in(f"{tmp_path}/table/{path}", filesystem, output) is expected
+    (tmp_path / "way").symlink_to("table")
+    _, behind_a_link = open_filesystem(str(tmp_path / "way" / folder))
+    assert takes_in(f"{tmp_path}/table/{path}", filesystem, behind_a_link) is expected
+    assert takes_in(f"{tmp_path}/way/{path}", filesystem, output) is expected

@@ -233,6 +233,11 @@ def test_what_cannot_be_written_is_an_output_error_by_path(tmp_path: Path, deepe
             attempt()
 
 
+def test_a_uri_of_no_filesystem_is_an_output_error() -> None:
+    with pytest.raises(OutputError, match=r"nofs://out: cannot be opened: .*; give a path, file://, s3:// or gs:// URI"):
+        OutputFolder.open("nofs://out")
+
+
 parts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12).filter(
     lambda p: p not in (".", "..")
 )

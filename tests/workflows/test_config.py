@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,11 @@ from data.listing import DataError
 from data.output import OutputError
 from data.overrides import ColumnOverrideError
 from vae import BundleError
-from workflows.batch_config import EncodeConfig, GenerateConfig, PromoteConfig
+from workflows.batch_config import EncodeConfig, GenerateConfig, PromoteConfig, ReconstructConfig
 from workflows.checks import ConfigError
 from workflows.config import TrainConfig
 from workflows.errors import ComputationError, ServiceError, TryAgain
+from workflows.evaluate_config import EvaluateConfig
 from workflows.job import exit_code, known_cause, parse, stop_on_sigterm
 from workflows.lineage import flatten, parameters
 from workflows.model_config import ObjectiveConfig, TrainingConfig
@@ -164,6 +167,23 @@ def test_the_batch_jobs_check_their_values() -> None:
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--cluster.num_actors", "0"])
     with pytest.raises(ConfigError, match=r"output\.columns"):
         parse(EncodeConfig, ["--model", "m", "--data.path", "d", "--output.path", "o", "--output.columns", "[]"])
+
+
+@pytest.mark.parametrize("text", ["01067", "true", "no", "null", "1e3", "12:30", "[1]", ""])
+def test_text_of_a_condition_is_text_whatever_it_looks_like(text: str, tmp_path: Path) -> None:
+    condition = {"zip": text, "label": 3, "weight": 1.5, "owner": True, "sex": None, "spot": [1, 2.5]}
+    options = ["--model", "m", "--num_rows", "1", "--output.path", "o"]
+    assert parse(GenerateConfig, [*options, "--condition", json.dumps(condition)]).condition == condition
+    (tmp_path / "config.yaml").write_text(json.dumps({"condition": condition}))
+    assert parse(GenerateConfig, [*options, "--config", str(tmp_path / "config.yaml")]).condition == condition
+
+
+@pytest.mark.parametrize("config_type", [EncodeConfig, ReconstructConfig, EvaluateConfig, GenerateConfig, TrainConfig])
+def test_an_empty_path_is_not_the_current_folder(config_type: type[Any]) -> None:
+    options = ["--num_rows", "1"] if config_type is GenerateConfig else ["--data.path", "d"]
+    options += ["--run.storage_path", ""] if config_type is TrainConfig else ["--model", "m", "--output.path", ""]
+    with pytest.raises(ConfigError, match=f"{options[-2].removeprefix('--')} is ''; it must be a folder or its URI"):
+        parse(config_type, options)
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,7 @@ def test_actors_and_files_do_not_matter(conditional: Trained, threes: Outcome, r
     assert rows_of(other).equals(rows_of(threes))
 
 
-def test_a_second_run_does_nothing_and_another_condition_or_table_is_refused(
-    conditional: Trained, threes: Outcome, ray_address: str
-) -> None:
+def test_a_second_run_does_nothing_and_another_condition_is_refused(conditional: Trained, threes: Outcome, ray_address: str) -> None:
     output, more = Path(threes.json["output_path"]), ("--output.rows_per_file", 900)
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     again = generate(conditional, ray_address, output, "--condition", json.dumps(THREES), *more)
@@ -198,10 +196,23 @@ def test_a_second_run_does_nothing_and_another_condition_or_table_is_refused(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     code, message = refused(conditional, "--output.path", output, *more, "--condition", json.dumps(THREES | {"label": 4}))
     assert (code, "condition is {'label': 3" in message) == (73, True)
-    code, message = refused(
-        conditional, "--output.path", output, *more, "--condition", json.dumps(THREES), "--data.path", conditional.table
-    )
-    assert (code, "compared_with is None, asked is '" in message) == (73, True)
+
+
+def test_a_table_given_or_left_out_later_changes_what_the_report_counts_and_no_row(
+    conditional: Trained, ray_address: str, tmp_path: Path
+) -> None:
+    few, counted = ("--num_rows", 20), ("--data.path", conditional.table)
+    at_once = report_of(generate(conditional, ray_address, tmp_path / "at_once", *few, *counted))
+    first = generate(conditional, ray_address, tmp_path / "out", *few)
+    assert report_of(first)["exact_copies"] is None
+    rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert report_of(generate(conditional, ray_address, tmp_path / "out", *few, *counted)) == at_once
+    assert "1,797 rows" in (tmp_path / "out" / "_report.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    for more in (counted, ()):
+        assert report_of(generate(conditional, ray_address, tmp_path / "out", *few, *more)) == at_once
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert rows.items() <= before.items()
 
 
 def refused(conditional: Trained, *arguments: object) -> tuple[int, str]:

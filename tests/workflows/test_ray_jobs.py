@@ -21,16 +21,17 @@ import pyarrow.dataset as ds
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from tests.running import ROOT, Trained, job_environment
+from tests.running import ROOT, Trained, job_environment, run_job
 
 RAY = str(Path(sys.executable).parent / "ray")
 
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head with token authentication: its job address, and the environment that its users need."""
+    """A Ray head with token authentication: its job address, that of its control plane, and the environment that its users need."""
 
     address: str
+    control: str
     environment: dict[str, str]
 
     def client(self) -> JobSubmissionClient:
@@ -60,7 +61,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_jobs(address, environment, process, folder / "log.txt")
-        yield Head(address, environment)
+        yield Head(address, f"127.0.0.1:{port}", environment)
     finally:
         end_tree(process)
 
@@ -133,6 +134,13 @@ def test_a_failing_job_is_reported_as_failed_with_its_exit_code(head: Head, tmp_
     assert client.get_job_status("fails-1") == "FAILED"
     assert client.get_job_info("fails-1").driver_exit_code == 65
     assert "nothing is there" in client.get_job_logs("fails-1")
+
+
+def test_who_has_no_token_is_told_how_to_send_it(head: Head, trained: Trained, tmp_path: Path) -> None:
+    options = ("--model", "models:/digits@candidate", "--data.path", trained.table, "--output.path", tmp_path / "out")
+    refused = run_job(trained.folder, "encode.py", *options, "--cluster.address", head.control, RAY_AUTH_MODE="disabled")
+    assert refused.code == 69
+    assert refused.stderr.splitlines()[-1].endswith("; if the cluster asks for a token, set RAY_AUTH_MODE=token")
 
 
 def test_a_submitted_job_refuses_defaults_that_would_be_lost_and_gives_a_complete_line(head: Head, trained: Trained) -> None:
