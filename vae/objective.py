@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vae.checks import require_known
 from vae.model import VAE, Bound
 from vae.rows import Rows
 
@@ -30,12 +31,22 @@ class Objective:
     free_bits: nats per latent dimension below which the mean KL over the global batch costs nothing (Kingma et al. 2016); where the KL has
     no parts by dimension, L times that below which all of it does not.
     doubly_reparameterised: of "iwae", the encoder's gradient of lower variance (Tucker et al. 2019).
+
+    Raises:
+        ValueError: what would be ignored: another kind, fewer samples than one, free bits of "iwae", whose bound has no KL of its own.
     """
 
     kind: str = "elbo"
     num_importance_samples: int = 1
     free_bits: float = 0.0
     doubly_reparameterised: bool = True
+
+    def __post_init__(self) -> None:
+        require_known("the kind of objective", self.kind, ("elbo", "iwae"))
+        if self.num_importance_samples < 1:
+            raise ValueError(f"num_importance_samples is {self.num_importance_samples}; the bound needs one at least")
+        if self.kind == "iwae" and self.free_bits:
+            raise ValueError(f"free_bits is {self.free_bits}; it must be 0 with iwae, whose bound has no KL of its own")
 
     @property
     def num_samples(self) -> int:

@@ -46,7 +46,8 @@ class ModelConfig:
 
     def check(self) -> None:
         require(self.latent_dim >= 1, "model.latent_dim", self.latent_dim, "at least 1")
-        sizes = all(size >= 1 for size in self.hidden_dims) and (self.network == "linear" or len(self.hidden_dims) >= 1)
+        without_hidden = self.network == "linear" and self.decoder_network != "conv"
+        sizes = all(size >= 1 for size in self.hidden_dims) and (without_hidden or len(self.hidden_dims) >= 1)
         require(self.num_prior_components >= 1, "model.num_prior_components", self.num_prior_components, "at least 1")
         require(sizes, "model.hidden_dims", self.hidden_dims, "one or more widths of at least 1")
 

@@ -173,6 +173,19 @@ def test_what_is_reported_is_the_plain_bound_whatever_is_optimised(objective: Ob
             torch.testing.assert_close(part, other)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "IWAE"}, "the kind of objective is 'IWAE'; there are elbo, iwae"),
+        ({"kind": "iwae", "num_importance_samples": 0}, "num_importance_samples is 0"),
+        ({"kind": "iwae", "free_bits": 0.5}, r"free_bits is 0\.5; it must be 0 with iwae"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(**options)
+
+
 def test_beta_weighs_the_kl_alone() -> None:
     model, rows, noise = build(), rows_of(), torch.zeros(2, 1, dtype=torch.float64)
     (at_zero, bound), (at_two, _) = (Loss(model, Objective())(rows, noise, beta) for beta in (0.0, 2.0))

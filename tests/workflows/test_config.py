@@ -144,6 +144,7 @@ def test_an_option_that_is_not_known_comes_with_those_that_may_be_meant(
         (["--model.latent_dim", "0"], "model.latent_dim"),
         (["--model.hidden_dims", "[]"], "model.hidden_dims"),
         (["--model.hidden_dims", "[8, 0]"], "model.hidden_dims"),
+        (["--model.hidden_dims", "[]", "--model.network", "linear", "--model.decoder_network", "conv"], "model.hidden_dims"),
         (["--objective.beta", "-1"], "objective.beta"),
         (["--training.epochs", "0"], "training.epochs"),
         (["--training.max_steps", "0"], "training.max_steps"),
