@@ -32,7 +32,7 @@ FORMAT_VERSION = 2
 
 
 class EncodingFormatError(ValueError):
-    """A stored encoding was written by another version of this code."""
+    """A stored encoding was written by another version of this code, or is none."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,15 @@ class TableEncoding:
 
     @staticmethod
     def from_json(table: Mapping[str, Any]) -> TableEncoding:
-        """Returns the encoding that to_json wrote. Raises EncodingFormatError for another format version."""
-        version = table["format_version"]
-        if version != FORMAT_VERSION:
-            raise EncodingFormatError(f"table.json has format version {version}, this code reads {FORMAT_VERSION}; train the model again")
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(table["schema"])))
-        return TableEncoding(schema, tuple(Column(**column) for column in table["columns"]), table["key"], table["nonfinite"])
+        """Returns the encoding that to_json wrote. Raises EncodingFormatError for another format version, and for what is no encoding."""
+        try:
+            version = table["format_version"]
+            if version == FORMAT_VERSION:
+                schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(table["schema"])))
+                return TableEncoding(schema, tuple(Column(**column) for column in table["columns"]), table["key"], table["nonfinite"])
+        except (TypeError, KeyError, ValueError, OSError) as error:
+            raise EncodingFormatError(f"table.json does not describe a table's columns ({error!r}); train the model again") from error
+        raise EncodingFormatError(f"table.json has format version {version}, this code reads {FORMAT_VERSION}; train the model again")
 
     def encode(self, table: pa.Table, where: str, unseen: Counter[str] | None = None, fields: Sequence[Field] | None = None) -> Arrays:
         """Returns the arrays of a table's rows; unseen: counts, by column, the values that the model has no code for.

@@ -971,6 +971,15 @@ def test_an_encoding_of_another_format_version_is_refused_by_number() -> None:
         TableEncoding.from_json({"format_version": 1})
 
 
+@pytest.mark.parametrize("change", [{"schema": "AAAA"}, {"schema": 7}, {"columns": [{"name": "x"}]}, {"columns": None}, {"columns": [3]}])
+def test_what_is_no_encoding_is_refused(change: dict[str, Any]) -> None:
+    stored = fit(pa.table({"x": [0.5, 1.5, 2.5]})).to_json()
+    assert TableEncoding.from_json(stored).to_json() == stored
+    for damaged in (stored | change, {}, [], 7):
+        with pytest.raises(EncodingFormatError, match=r"table\.json does not describe a table's columns .*; train the model again"):
+            TableEncoding.from_json(damaged)  # type: ignore[arg-type]
+
+
 FINITE = [
     *INTEGERS,
     *DECIMALS,
