@@ -314,7 +314,7 @@ def test_vectors_and_images_of_every_type_come_back(column: pa.Array, shape: boo
     size = next((len(row) for row in column.to_pylist() if row is not None), 1)
     encoding = fit(table, {"v": {"kind": "image", "shape": [1, size]}} if as_image else {})
     if "v" not in encoding.modelled:
-        assert column_named(encoding, "v").reason.startswith(("all null", "lists without", "constant"))
+        assert column_named(encoding, "v").reason.startswith(("all null", "lists without", "constant", "whole numbers beyond 2^53"))
         return
     decided = column_named(encoding, "v")
     name = "image_0" if decided.kind == "image" else "vector_0"
@@ -975,9 +975,10 @@ def test_an_encoding_of_another_format_version_is_refused_by_number() -> None:
 def test_what_is_no_encoding_is_refused(change: dict[str, Any]) -> None:
     stored = fit(pa.table({"x": [0.5, 1.5, 2.5]})).to_json()
     assert TableEncoding.from_json(stored).to_json() == stored
+    damaged: Any
     for damaged in (stored | change, {}, [], 7):
         with pytest.raises(EncodingFormatError, match=r"table\.json does not describe a table's columns .*; train the model again"):
-            TableEncoding.from_json(damaged)  # type: ignore[arg-type]
+            TableEncoding.from_json(damaged)
 
 
 FINITE = [
