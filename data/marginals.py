@@ -58,15 +58,22 @@ def marginal(column: Column, item: pa.Field, summary: ColumnSummary) -> Marginal
     if moments is None:
         return result | {"mean": None, "standard_deviation": None}
     total = moments.count.sum()
-    mean = float((moments.mean * moments.count).sum() / total)
-    squares = float((moments.squares + moments.count * (moments.mean - mean) ** 2).sum())
-    result |= {"mean": mean + float(moments.base[0]), "standard_deviation": float(np.sqrt(squares / total))}
+    with np.errstate(over="ignore", invalid="ignore"):  # atoms may be as large as floats are
+        mean = float((moments.mean * moments.count).sum() / total)
+        squares = float((moments.squares + moments.count * (moments.mean - mean) ** 2).sum())
+    deviation = float(np.sqrt(squares / total)) if np.isfinite(squares) else np.inf
+    result |= {"mean": if_finite(mean + float(moments.base[0])), "standard_deviation": if_finite(deviation)}
     if column.kind in ("vector", "image"):
         return result
-    found = quantiles(summary, result["standard_deviation"])
+    found = quantiles(summary, deviation)
     if found is not None and not column.base:
         found = supported(np.array(found, np.float64), column).tolist()
     return result | {"quantiles": found}
+
+
+def if_finite(number: float) -> float | None:
+    """Returns a figure, None where float64 does not hold it."""
+    return number if np.isfinite(number) else None
 
 
 def categories_of(column: Column) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -116,3 +117,15 @@ def test_total_variation_counts_what_is_left_of_one() -> None:
     assert total_variation([1.0, 0.0], [0.0, 1.0]) == 1
     assert total_variation([1.0], [0.0]) == 1
     assert total_variation([0.5, 0.2], [0.4, 0.2]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("sentinel", [1e300, sys.float_info.max, -sys.float_info.max])
+def test_figures_that_no_float_holds_are_left_out_and_quantiles_stay(sentinel: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = pa.table({"x": np.where(rng.random(NUM_ROWS) < 0.1, sentinel, rng.normal(size=NUM_ROWS)), "y": rng.normal(size=NUM_ROWS)})
+    summary = summarise_table(rows, (NUM_ROWS, 0, 0))
+    of = TableEncoding(rows.schema, tuple(decide_columns(rows.schema, summary, None, {}, Rules())), None)
+    found = marginals(of, summary)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["columns"]["x"]["standard_deviation"] is None
+    assert found["columns"]["x"]["quantiles"][LEVELS.index(0.5)] == pytest.approx(0, abs=0.2)
