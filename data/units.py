@@ -1,7 +1,7 @@
 """What a batch job has to do: which files are not done, as units of row groups; and what the output holds of files that are gone.
 
-An output file's record: what it was made from (input, identity, content, num_bytes, mtime_ns), what is in it (num_rows, unseen), and how
-it was listed afterwards (output_bytes, output_mtime_ns). Its footer holds the parts of it that do not depend on time or place.
+An output file's record: what it was made from (input, path, identity, content, num_bytes, mtime_ns), what is in it (num_rows, unseen), and
+how it was listed afterwards (output_bytes, output_mtime_ns). Its footer holds the parts of it that do not depend on time or place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from data.content import content_of, content_of_file
 from data.footer import DataFile, in_parallel
 from data.listing import in_partition
-from data.output import RECORD, OutputFolder, output_name
+from data.output import RECORD, OutputError, OutputFolder, output_name
 from data.table import Table
 
 Record = dict[str, Any]
@@ -62,6 +62,7 @@ def state_of(
 
     known: the newest manifest's records. names: the columns that are read, whose content decides whether a file changed.
     partition: the files that the table was restricted to. made_by: what a record must say of the model and the output's types to count.
+    Raises OutputError where another table's files would be replaced.
     """
     listed = output.files()
     files = {output_name(file.relative_path): file for file in table.files}
@@ -77,6 +78,8 @@ def state_of(
         if record is not None:
             done[name] = record | listed[name]
     to_do = [file for name, file in files.items() if name not in done]
+    replaced = {*listed} & {*known} - {*done}
+    refuse_another_table(table, output, {known[name].get("path", file.path): file for name, file in files.items() if name in replaced})
     emptied = [name for name in map(output_name, table.empty) if name in listed]
     done = {name: record for name, record in done.items() if name not in emptied}
     inputs = {file.relative_path for file in table.files} | set(table.bad)
@@ -86,6 +89,21 @@ def state_of(
     moved = [name for name, record in vanished.items() if (record["identity"], record["mtime_ns"]) in there]
     done, vanished = ({name: record for name, record in part.items() if name not in moved} for part in (done, vanished))
     return State(done, to_do, vanished, emptied, moved)
+
+
+def refuse_another_table(table: Table, output: OutputFolder, made_anew: Mapping[str, DataFile]) -> None:
+    """Raises OutputError where output would be replaced whose input is still there, in another place: it is not this table's.
+
+    made_anew: the files whose output is made anew, by the path of the input that it was made from.
+    """
+    elsewhere = {path: file for path, file in made_anew.items() if path != file.path}
+    there = [info.path for info in table.filesystem.get_file_info(list(elsewhere)) if info.is_file]
+    if there:
+        raise OutputError(
+            f"{output.address}: holds the rows of {there[0]}, which those of {elsewhere[there[0]].path} would replace ({len(there)} of "
+            f"{len(table.files)} files are like it): an output belongs to one --data.path. Name a folder above both, and a part of it by "
+            "--data.partition, or choose another output.path"
+        )
 
 
 def at_listing(record: Record) -> dict[str, int | None]:
@@ -111,7 +129,8 @@ def checked(
 
 
 def of_file(file: DataFile) -> Record:
-    return {"input": file.relative_path, "identity": file.identity, "num_bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
+    about = {"input": file.relative_path, "path": file.path, "identity": file.identity}
+    return about | {"num_bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
 
 
 def units_of(files: list[DataFile], max_unit_rows: int, made_by: str) -> Iterator[Unit]:

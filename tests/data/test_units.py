@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from data.content import content_of_file
 from data.footer import DataFile
-from data.output import OutputFolder, output_name
+from data.output import OutputError, OutputFolder, output_name
 from data.table import open_table
 from data.units import Record, State, finished, footer_line, state_of, units_of
 
@@ -107,6 +108,23 @@ def test_a_column_that_is_not_read_changes_nothing(folder: Path, done: dict[str,
     state = look(folder, done)
     assert inputs(state) == []
     assert state.done["a.parquet"]["identity"] != done["a.parquet"]["identity"]
+
+
+def test_a_file_of_that_name_in_another_table_replaces_nothing(folder: Path, done: dict[str, Record]) -> None:
+    (folder / "in").rename(folder / "yesterday")
+    write(folder / "in/a.parquet", 5, first=100)
+    here = {name: record | {"path": record["path"].replace("/in/", "/yesterday/")} for name, record in done.items()}
+    with pytest.raises(OutputError, match=rf"holds the rows of {folder}/yesterday/a.parquet, which those of {folder}/in/a.parquet would"):
+        look(folder, here)
+    (folder / "yesterday/a.parquet").unlink()  # it was moved, and changed then
+    assert inputs(look(folder, here)) == ["a.parquet"]
+
+
+def test_a_copy_of_the_table_is_not_done_again(folder: Path, done: dict[str, Record]) -> None:
+    shutil.copytree(folder / "in", folder / "original")
+    here = {name: record | {"path": record["path"].replace("/in/", "/original/")} for name, record in done.items()}
+    os.utime(folder / "in/a.parquet", (0, 0))
+    assert inputs(look(folder, here)) == []
 
 
 def test_the_output_of_a_file_that_has_no_row_now_is_to_go(folder: Path, done: dict[str, Record]) -> None:
