@@ -162,4 +162,4 @@ def finished(unit: Unit, made_by: str, unseen: Mapping[str, int], contents: list
 
 def footer_line(record: Record) -> dict[str, str]:
     """Returns what an output file's footer says of its input: nothing of time or place, so that the same input gives the same bytes."""
-    return {RECORD: json.dumps({key: value for key, value in record.items() if key != "mtime_ns"}, sort_keys=True)}
+    return {RECORD: json.dumps({key: value for key, value in record.items() if key not in ("path", "mtime_ns")}, sort_keys=True)}
