@@ -141,6 +141,13 @@ class GaussianMixture(Prior):
         components = DiagonalGaussian.from_outputs(outputs, self.scaled_mean.shape[-1])
         return Mixture(components, (GAIN * self.scaled_logits).log_softmax(0))
 
+    @torch.no_grad()
+    def set(self, mixture: Mixture) -> None:
+        """Takes over a mixture of as many diagonal Gaussians."""
+        mean, log_scale = mixture.components.parameters
+        for mine, given in ((self.scaled_mean, mean), (self.scaled_log_scale, log_scale), (self.scaled_logits, mixture.log_weights)):
+            mine.copy_(given / GAIN)
+
 
 class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z|u_k): the posteriors of K learned pseudo-inputs u_k (Tomczak & Welling 2018)."""

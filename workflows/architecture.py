@@ -26,7 +26,7 @@ NO_END = 2.0**63
 
 
 # Training rows from which on pseudo-rows are worth their parameters: they are with 45,010 images, and are not with 1,617.
-VAMP_ROWS = 10_000
+MANY_ROWS = 10_000
 
 
 def architecture(encoding: TableEncoding, model: ModelConfig, num_rows: int = 0) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def architecture(encoding: TableEncoding, model: ModelConfig, num_rows: int = 0)
         "latent_dim": model.latent_dim,
         "hidden_dims": list(model.hidden_dims),
         "network": model.network,
-        "prior": auto_prior(encoding, num_rows) if model.prior == "auto" else model.prior,
+        "prior": "standard" if (prior := prior_of(encoding, model, num_rows)) == "fitted" else prior,
         "posterior": model.posterior,
         "num_prior_components": model.num_prior_components,
         "decoder_network": model.decoder_network,
@@ -57,10 +57,14 @@ def architecture(encoding: TableEncoding, model: ModelConfig, num_rows: int = 0)
     )
 
 
-def auto_prior(encoding: TableEncoding, num_rows: int) -> str:
-    """Returns the prior that held-out rows and generated ones speak for: benchmarks/README.md."""
+def prior_of(encoding: TableEncoding, model: ModelConfig, num_rows: int) -> str:
+    """Returns the prior that is asked for, or the one that held-out rows and generated ones speak for: benchmarks/README.md."""
+    if model.prior != "auto":
+        return model.prior
+    if num_rows < MANY_ROWS:
+        return "standard"
     has_image = any(field.kind == "image" for field in encoding.fields)
-    return "vamp" if has_image and num_rows >= VAMP_ROWS and not encoding.conditions else "standard"
+    return "vamp" if has_image and not encoding.conditions else "fitted"
 
 
 def modelled_flags(field: Field) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Progress:
 
     sums: rows, and the sums of a bound over them, of the epoch so far; interval_sums: since the last line for a number
     of steps; unkept: what was said of steps and may be lost with the driver. history: one dict of metrics per finished epoch; elapsed_s:
-    seconds of training, restarts included.
+    seconds of training, restarts included. prior: the arguments of vae.VAE that the trained model has another prior by.
     """
 
     epoch: int = 0
@@ -63,6 +63,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     finished: bool = False
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prior: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

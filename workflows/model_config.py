@@ -28,12 +28,13 @@ class ModelConfig:
     """The decoder's network, where it is to be another than the encoder's."""
     posterior: Literal["diagonal", "full"] = "diagonal"
     """Family of q(z|x): Gaussians with independent dimensions, or with full covariance."""
-    prior: Literal["auto", "standard", "mixture", "vamp", "conditional"] = "auto"
-    """Prior p(z); standard: N(0, I); mixture: of learned Gaussians; vamp: of the posteriors of learned pseudo-rows; conditional: a Gaussian
-    that depends on the columns of data.condition; auto: vamp for images and 10,000 training rows or more, without a condition, else
-    standard."""
+    prior: Literal["auto", "standard", "fitted", "mixture", "vamp", "conditional"] = "auto"
+    """Prior p(z); standard: N(0, I); fitted: that while the model trains, then a mixture of Gaussians fitted to the posteriors of all
+    training rows, where the validation rows' ELBO is higher with it; mixture: of Gaussians that are learned with the rest; vamp: of the
+    posteriors of learned pseudo-rows; conditional: a Gaussian that depends on the columns of data.condition; auto: from 10,000 training
+    rows on fitted, or vamp for images without a condition, else standard."""
     num_prior_components: int = 100
-    """Components of the priors mixture and vamp."""
+    """Components of the priors fitted, mixture and vamp."""
     likelihoods: dict[str, str] = field(default_factory=dict)
     """Likelihoods by column where the default is not what is wanted, e.g. '{"visits": "negative_binomial", "income": "student_t"}';
     numeric: gaussian gaussian_per_row student_t logistics; with a known step, and integers: discretised_gaussian discretised_logistics

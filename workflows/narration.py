@@ -42,6 +42,15 @@ class Narrator:
             if before:
                 what = "workers came" if self.num_workers > before else "workers were lost"
                 logger.warning("%s; %d go on after step %d (epoch %d)", what, self.num_workers, message["step"], message["epoch"] + 1)
+        elif kind == "prior":
+            logger.info(
+                "prior: %s ELBO %.3f nats per row with N(0, I), %.3f with a mixture of %d Gaussians that is fitted to the training rows' "
+                "posteriors; the better one is kept",
+                message["side"],
+                message["standard"],
+                message["fitted"],
+                message["num_components"],
+            )
         elif kind in ("steps", "epoch"):
             metrics = {name: value for name, value in message["metrics"].items() if name != "epoch"}
             self.log.append(kind, int(message["step"]), metrics)

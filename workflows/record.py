@@ -182,7 +182,7 @@ def record_end(
     log.append("final", progress.step, final)
     with tempfile.TemporaryDirectory() as folder:
         bundle, pictures = Path(folder) / "bundle", Path(folder) / "pictures"
-        model = VAE(**architecture(encoding, config.model, progress.scores["train"]["num_rows"]))
+        model = VAE(**architecture(encoding, config.model, progress.scores["train"]["num_rows"]) | progress.prior)
         model.load_state_dict(load_tensors(files[BEST]))
         is_validation = config.data.validation_path is not None
         reference = training_reference(model, encoding, table, record, is_validation, config.data.max_batch_bytes)

@@ -29,7 +29,7 @@ from data.split import TRAIN, VALIDATION
 from data.stream import NUM_AHEAD, Stream
 from data.table import RowGroup, Table, open_table
 from data.wishes import check_likelihoods, with_likelihoods
-from workflows.architecture import architecture
+from workflows.architecture import architecture, prior_of
 from workflows.checkpoint import Checkpoints
 from workflows.checks import ConfigError
 from workflows.cluster import Workers
@@ -185,6 +185,7 @@ def fit(config: TrainConfig, prepared: Prepared, run: Run, checkpoints: Checkpoi
     mailbox = Mailbox.options(label_selector=here).remote()  # type: ignore[attr-defined]
     task = WorkerTask(
         architecture(prepared.encoding, config.model, plan.num_rows),
+        prior_of(prepared.encoding, config.model, plan.num_rows) == "fitted",
         {item.name: [column.name for column in item.columns] for item in prepared.encoding.fields},
         layout(prepared.encoding),
         plan,

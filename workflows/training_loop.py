@@ -25,6 +25,7 @@ from data.plan import Plan, shard_bounds, shards_of_rank
 from data.shard import PLACE, Layout, ResidentRows, fill_resident
 from data.split import TRAIN, VALIDATION
 from data.stream import Stream
+from vae.aggregated import with_prior
 from vae.model import VAE
 from vae.objective import Loss, Objective
 from vae.rows import Rows
@@ -32,6 +33,7 @@ from workflows.checkpoint import NUM_SUMS, Checkpoints, Progress, TrainingState
 from workflows.config import RunConfig
 from workflows.errors import ComputationError
 from workflows.feed import HeldRows, SideRows, StreamedRows, batch_before, training_stretches
+from workflows.fitted_prior import fit_prior
 from workflows.mailbox import Line, Message
 from workflows.memory import keep_freed_memory
 from workflows.model_config import ObjectiveConfig, TrainingConfig
@@ -51,10 +53,11 @@ class WorkerTask:
     """Everything that a worker is told. num_rows: side of the split -> rows of the whole table; columns: field -> its columns' names.
 
     streams: side -> where its rows come from again and again, where they do not fit; None where workers hold them. by_shard: whether there
-    is a dataset for every logical shard, instead of one for every worker.
+    is a dataset for every logical shard, instead of one for every worker. fits_prior: whether the prior is fitted once the rest is trained.
     """
 
     architecture: dict[str, Any]
+    fits_prior: bool
     columns: dict[str, list[str]]
     layout: Layout
     plan: Plan
@@ -127,10 +130,32 @@ def train(state: TrainingState, worker: Worker) -> None:
         worker.save(state)
         worker.tell(progress.step, {"kind": "epoch", "step": entry["epoch"], "metrics": entry})
     state.model.load_state_dict(state.best)
-    for name, side, num_samples in (("train", TRAIN, 1), ("validation", VALIDATION, FINAL_SAMPLES)):
-        progress.scores[name] = evaluate(state.model, worker, sides.get(side), side, num_samples)
+    progress.scores = final_scores(state.model, worker, sides)
+    if task.fits_prior:
+        take_fitted_prior(state, worker, sides)
     progress.finished = True
     worker.save(state)
+
+
+def final_scores(model: VAE, worker: Worker, sides: Mapping[int, SideRows]) -> dict[str, dict[str, Any]]:
+    """Returns what is registered of a model: its scores over all rows of each side."""
+    chosen = (("train", TRAIN, 1), ("validation", VALIDATION, FINAL_SAMPLES))
+    return {name: evaluate(model, worker, sides.get(side), side, num_samples) for name, side, num_samples in chosen}
+
+
+def take_fitted_prior(state: TrainingState, worker: Worker, sides: Mapping[int, SideRows]) -> None:
+    """Has the trained model get the prior that its training rows ask for, where the ELBO of the validation rows is higher with it."""
+    task, progress = worker.task, state.progress
+    num_components = task.architecture["num_prior_components"]
+    model = with_prior(state.model, fit_prior(state.model, task.plan, sides[TRAIN], num_components, sum_over_workers))
+    scored = final_scores(model, worker, sides)
+    side = "validation" if scored["validation"]["num_rows"] else "train"
+    before, after = (found[side]["elbo_nats_per_row"] for found in (progress.scores, scored))
+    if after > before:
+        progress.scores, state.best = scored, model.state_dict()
+        progress.prior = {name: model.architecture[name] for name in ("prior", "num_prior_components")}
+    fitted = {"side": side, "standard": before, "fitted": after, "num_components": model.architecture["num_prior_components"]}
+    worker.tell(progress.step, {"kind": "prior", "step": progress.step} | fitted)
 
 
 def objective_of(config: ObjectiveConfig) -> Objective:

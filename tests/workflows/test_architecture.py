@@ -22,7 +22,7 @@ from data.statistics import summarise_table
 from data.wishes import with_likelihoods
 from vae import VAE, Rows
 from vae.model import build_likelihood
-from workflows.architecture import NUM_COMPONENTS, architecture
+from workflows.architecture import NUM_COMPONENTS, architecture, prior_of
 from workflows.checks import ConfigError
 from workflows.model_config import ModelConfig
 
@@ -249,15 +249,17 @@ def test_pixels_have_a_mixture_where_nothing_is_named_and_one_scale_in_large_ima
     [
         (["pixels", "degrees"], (), 10_000, "vamp"),
         (["pixels", "degrees"], (), 9_999, "standard"),
-        (["pixels", "degrees"], ("degrees",), 10_000, "standard"),
-        (["degrees"], (), 10_000, "standard"),
+        (["pixels", "degrees"], ("degrees",), 10_000, "fitted"),
+        (["degrees"], (), 9_999, "standard"),
+        (["degrees"], (), 10_000, "fitted"),
     ],
 )
 def test_the_prior_that_is_left_to_the_table_follows_its_columns_and_rows(
     columns: list[str], condition: tuple[str, ...], num_rows: int, expected: str
 ) -> None:
     encoding = fit(mixed().select(columns), condition=condition)
-    assert architecture(encoding, ModelConfig(), num_rows)["prior"] == expected
+    assert prior_of(encoding, ModelConfig(), num_rows) == expected
+    assert architecture(encoding, ModelConfig(), num_rows)["prior"] == expected.replace("fitted", "standard")
     assert architecture(encoding, ModelConfig(prior="mixture"), num_rows)["prior"] == "mixture"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
         ("--objective.free_bits", 0.7, "--model.network", "residual"),
         ("--objective.kind", "iwae", "--objective.num_importance_samples", 4, "--model.prior", "vamp", "--model.posterior", "full"),
         ("--model.network", "conv", "--model.prior", "mixture", "--objective.kl_warmup_steps", 10, "--objective.kl_warmup_cycles", 2),
+        ("--model.prior", "fitted", "--model.num_prior_components", 5, "--data.condition", '["label"]'),
     ],
 )
 def test_losses_do_not_depend_on_the_number_of_workers(
@@ -78,6 +80,20 @@ def test_many_images_have_the_prior_of_pseudo_rows_where_none_is_named(ray_addre
     assert trained["train"]["num_rows"] >= 10_000
     bundle = open_bundle(Registry(f"sqlite:///{tmp_path / 'mlflow.db'}").pin(trained["model_uri"]).files)
     assert bundle.model.architecture["prior"] == "vamp"
+
+
+def test_many_rows_have_a_fitted_prior_where_none_is_named(ray_address: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cluster = rng.integers(0, 3, 12_000)
+    columns = {name: rng.normal(center[cluster], 0.3) for name, center in zip("ab", rng.normal(0, 4, (2, 3)), strict=True)}
+    pq.write_table(pa.table(columns), tmp_path / "clusters.parquet")
+    outcome = train(tmp_path, ray_address, "--data.path", tmp_path / "clusters.parquet", "--training.epochs", 4, "--model.latent_dim", 2)
+    said = re.search(r"prior: validation ELBO (\S+) nats per row with N\(0, I\), (\S+) with a mixture of 100 Gaussians", outcome.stderr)
+    assert said is not None, outcome.stderr
+    assert float(said[2]) > float(said[1])
+    assert outcome.json["validation"]["elbo_nats_per_row"] == pytest.approx(float(said[2]), abs=1e-3)
+    bundle = open_bundle(Registry(f"sqlite:///{tmp_path / 'mlflow.db'}").pin(outcome.json["model_uri"]).files)
+    assert bundle.model.architecture["prior"] == "mixture"
 
 
 def people(num_rows: int) -> pa.Table:
