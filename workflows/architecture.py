@@ -25,7 +25,7 @@ LEAST_LOG_SCALE = -7.0
 NO_END = 2.0**63
 
 
-# Training rows from which on pseudo-rows are worth their parameters: they are with 45,010 images, and are not with 1,617.
+# Training rows from which on a mixture is worth its parameters: pseudo-rows are with 45,010 images, and are not with 1,617.
 MANY_ROWS = 10_000
 
 
