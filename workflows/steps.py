@@ -42,7 +42,8 @@ def take_step(
     loss: a vae.objective.Loss, or what wraps one; noise [B, L], or [B, K, L] of K samples; beta: the KL's weight.
     weight: of a row in what is minimised, 1 / (rows of the step over all workers) times the number of workers.
     """
-    kl_weight = torch.full((), beta, dtype=noise.dtype, device=noise.device)  # a number would be a part of what is compiled or captured
+    # A number would be a part of what is compiled or captured. One that is too large for the dtype is infinite there.
+    kl_weight = torch.full((), beta, dtype=torch.float64, device=noise.device).to(noise.dtype)
     with autocast(rows.device, precision):
         minimised, bound = loss(rows, noise, kl_weight)
     optimizer.backward(weight * minimised)
