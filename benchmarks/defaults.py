@@ -4,7 +4,8 @@
         --variant "" --variant "--training.learning_rate 3e-3" --variant "--model.latent_dim 32 --training.ema_decay 0.999"
 
 A variant is a line of train.py's options ("" are the defaults). Each trains on the same rows, with the same split, and is scored as
-train.py scores: the best epoch's weights, 8 samples per validation row, in nats per row. Printed: a JSON line per variant.
+train.py scores: the best epoch's weights, 8 samples per validation row, in nats per row, but under N(0, I) where train.py fits the prior
+afterwards. Printed: a JSON line per variant.
 """
 
 from __future__ import annotations
@@ -46,8 +47,6 @@ from workflows.training import WINDOW_BYTES
 from workflows.training_loop import (
     EPOCH_SAMPLES,
     FINAL_SAMPLES,
-    Worker,
-    WorkerTask,
     finish_epoch,
     is_last,
     objective_of,
@@ -55,6 +54,7 @@ from workflows.training_loop import (
     total_steps,
     train_epoch,
 )
+from workflows.worker import Worker, WorkerTask
 
 
 class Alone(Worker):

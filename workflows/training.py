@@ -39,7 +39,8 @@ from workflows.feed import EVALUATION_ROWS
 from workflows.mailbox import Mailbox
 from workflows.runs import Run
 from workflows.trainer import MAX_FAILED_STARTS, DriverTrainer, Hear, run_trainer
-from workflows.training_loop import WorkerTask, train_worker
+from workflows.training_loop import train_worker
+from workflows.worker import WorkerTask
 
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
 # Encoded rows that are permuted together where the configuration does not say how many: what can be read at once, and streamed.

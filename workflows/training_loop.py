@@ -1,4 +1,4 @@
-"""What one training worker does: hold its rows, step, validate, save, report. The numbers do not depend on the workers.
+"""What one training worker does: step, validate, save, report. The numbers do not depend on the workers.
 
 Shapes: B rows of a step on this worker, L latent dimensions, S samples.
 """
@@ -6,94 +6,35 @@ Shapes: B rows of a step on this worker, L latent dimensions, S samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.compute as pc
-import ray.train
 import torch
 import torch.distributed as dist
-from ray.actor import ActorHandle
-from ray.train.torch import get_device, prepare_model
-from torch import Tensor, nn
+from ray.train.torch import prepare_model
+from torch import nn
 
-from data.plan import Plan, shard_bounds, shards_of_rank
-from data.shard import PLACE, Layout, ResidentRows, fill_resident
 from data.split import TRAIN, VALIDATION
-from data.stream import Stream
 from vae.aggregated import with_prior
 from vae.model import VAE
 from vae.objective import Loss, Objective
-from vae.rows import Rows
-from workflows.checkpoint import NUM_SUMS, Checkpoints, Progress, TrainingState
-from workflows.config import RunConfig
+from workflows.checkpoint import NUM_SUMS, Progress, TrainingState
 from workflows.errors import ComputationError
-from workflows.feed import HeldRows, SideRows, StreamedRows, batch_before, training_stretches
+from workflows.feed import SideRows, batch_before, training_stretches
 from workflows.fitted_prior import fit_prior
-from workflows.mailbox import Line, Message
 from workflows.memory import keep_freed_memory
 from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
 from workflows.scoring import metrics, score_of, scores, shard_sums
 from workflows.steps import Ledger, Settled, compiled, describe_batch, take_step
+from workflows.worker import Worker, open_rows, sum_over_workers
 
 EPOCH_SAMPLES, FINAL_SAMPLES = 1, 8
 # Gradients are reduced all at once and in place; the model's buffers are constants, which need not be sent at every step.
 ONE_BUCKET = {"bucket_cap_mb": 1024, "gradient_as_bucket_view": True, "broadcast_buffers": False}
 # How long a worker waits at its end for what it said to arrive.
 FAREWELL_S = 30
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """Everything that a worker is told. num_rows: side of the split -> rows of the whole table; columns: field -> its columns' names.
-
-    streams: side -> where its rows come from again and again, where they do not fit; None where workers hold them. by_shard: whether there
-    is a dataset for every logical shard, instead of one for every worker. fits_prior: whether the prior is fitted once the rest is trained.
-    """
-
-    architecture: dict[str, Any]
-    fits_prior: bool
-    columns: dict[str, list[str]]
-    layout: Layout
-    plan: Plan
-    num_rows: dict[int, int]
-    streams: dict[int, Stream] | None
-    by_shard: bool
-    objective: ObjectiveConfig
-    training: TrainingConfig
-    run: RunConfig
-    checkpoints: Checkpoints
-    mailbox: ActorHandle
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker's place: its task, its rank among the workers, its line to the driver, when it started."""
-
-    task: WorkerTask
-    rank: int
-    world_size: int
-    line: Line
-    device: torch.device
-
-    @staticmethod
-    def here(task: WorkerTask) -> Worker:
-        context = ray.train.get_context()
-        return Worker(task, context.get_world_rank(), context.get_world_size(), Line(task.mailbox, context.get_world_rank()), get_device())
-
-    def tell(self, step: int, *messages: Message) -> None:
-        """Sends the first worker's messages to the driver; from the others it is a sign of life."""
-        self.line.send(step, list(messages) if self.rank == 0 else [])
-
-    def save(self, state: TrainingState) -> None:
-        """Writes a checkpoint; the first worker's state is everybody's."""
-        if self.rank == 0:
-            self.task.checkpoints.save(state.files(), state.progress)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -162,13 +103,6 @@ def objective_of(config: ObjectiveConfig) -> Objective:
     return Objective(config.kind, config.num_importance_samples, config.free_bits, config.doubly_reparameterised)
 
 
-def sum_over_workers(own: Tensor) -> Tensor:
-    """Returns the sum of every worker's tensor, the same everywhere."""
-    if dist.is_initialized():
-        dist.all_reduce(own)
-    return own
-
-
 def start_state(worker: Worker) -> TrainingState:
     """Returns the state of the last checkpoint, which the first worker chooses, or a new one that is the same on every worker."""
     training = worker.task.training
@@ -181,37 +115,6 @@ def start_state(worker: Worker) -> TrainingState:
     if found[0] is not None:
         state.load(found[0])
     return state
-
-
-def open_rows(worker: Worker) -> dict[int, SideRows]:
-    """Returns this worker's rows of each side: decoded once, on the GPU where they fit beside the model; or streamed."""
-    task = worker.task
-    shards = shards_of_rank(task.plan.num_shards, worker.rank, worker.world_size)
-    found: dict[int, SideRows] = {}
-    for side, count in task.num_rows.items():
-        sizes = np.diff(shard_bounds(count, task.plan.num_shards))[shards].tolist()
-        if task.streams is not None:
-            no_rows = Rows.from_arrays(ResidentRows(task.layout, 0).arrays)
-            size = dict(zip(shards, sizes, strict=True))
-            found[side] = StreamedRows(size, no_rows, task.plan.shuffle_window_rows, task.streams[side].windows)
-            continue
-        starts = np.cumsum([0, *sizes])[:-1].tolist()
-        apart = zip(shards, starts, sizes, strict=True) if task.by_shard else [(worker.rank, 0, sum(sizes))]
-        blocks = blocks_of({f"{side}-{number}": place for number, place, size in apart if size})
-        arrays = fill_resident(blocks, task.layout, {side: sum(sizes)})[side].arrays
-        num_bytes = sum(array.nbytes for array in arrays.values())
-        resident = worker.device.type == "cuda" and num_bytes < 0.5 * torch.cuda.mem_get_info(worker.device)[0]
-        rows = Rows.from_arrays(arrays, worker.device if resident else "cpu")
-        found[side] = HeldRows(rows, dict(zip(shards, starts, strict=True)), dict(zip(shards, sizes, strict=True)))
-    return found
-
-
-def blocks_of(places: Mapping[str, int]) -> Iterator[pa.Table]:
-    """Yields encoded rows from datasets that the driver planned; places: dataset -> where its first row belongs."""
-    for dataset, place in places.items():
-        for block in ray.train.get_dataset_shard(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):
-            number = block.schema.get_field_index(PLACE)
-            yield block.set_column(number, PLACE, pc.add(block[PLACE], place))
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
