@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -50,11 +51,10 @@ class Mailbox:
         while self.messages and self.messages[0][0] <= done:
             _, message = self.messages.popleft()
             self.kept = max(self.kept, message["step"] if message["kind"] == "steps" else 0)
-        try:
-            async with self.changed:
-                await asyncio.wait_for(self.changed.wait_for(lambda: self.messages), timeout_s)
-        except TimeoutError:
-            return []
+        if not self.messages:
+            with suppress(TimeoutError):
+                async with self.changed:
+                    await asyncio.wait_for(self.changed.wait_for(lambda: self.messages), timeout_s)
         return list(self.messages)
 
     async def stop(self) -> None:
@@ -87,32 +87,45 @@ class Ear:
 
 
 class Line:
-    """A worker's end of the mailbox. Sending never waits; what the driver answers is known by the next time. A thread gives signs of life,
-    so that a worker that waits for another one is told from one that stands still.
+    """A worker's end of the mailbox. Sending never waits: a thread pushes what was said, one push at a time, for Ray keeps no order
+    among more of them. It also gives signs of life, so that a worker that waits for another one is told from one that stands still.
 
     stop: whether to stop; kept: the step up to which the driver's log has what it was told.
     """
 
     def __init__(self, mailbox: ActorHandle, rank: int) -> None:
         self.mailbox, self.rank = mailbox, rank
-        self.answers: list[ray.ObjectRef] = []
         self.stop, self.kept, self.step = False, 0, 0
-        self.sent_at = time.monotonic()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self.said: list[Message] = []
+        self.num_sent = self.num_arrived = 0  # calls of send
+        self.failure: ray.exceptions.RayError | None = None
+        self.changed = threading.Condition()
+        threading.Thread(target=self._push, daemon=True).start()
 
-    def _beat(self) -> None:
-        while True:
-            time.sleep(HEARTBEAT_S)
-            if time.monotonic() - self.sent_at > HEARTBEAT_S / 2:
-                ray.get(self.mailbox.push.remote(self.rank, self.step, []))
+    def _push(self) -> None:
+        while self.failure is None:
+            with self.changed:
+                self.changed.wait_for(lambda: self.num_sent > self.num_arrived, HEARTBEAT_S)
+                number, messages, self.said = self.num_sent, self.said, []
+            try:
+                stop, kept = ray.get(self.mailbox.push.remote(self.rank, self.step, messages))
+            except ray.exceptions.RayError as error:
+                stop, kept, self.failure = self.stop, self.kept, error
+            with self.changed:
+                self.stop, self.kept, self.num_arrived = self.stop or stop, max(self.kept, kept), number
+                self.changed.notify_all()
 
     def send(self, step: int, messages: list[Message]) -> None:
-        self.step, self.sent_at = step, time.monotonic()
-        self.answers.append(self.mailbox.push.remote(self.rank, step, messages))
-        arrived, self.answers = ray.wait(self.answers, num_returns=len(self.answers), timeout=0)
-        for stop, kept in ray.get(arrived):
-            self.stop, self.kept = self.stop or stop, max(self.kept, kept)
+        """Raises the RayError of a push before, where the mailbox is gone."""
+        if self.failure is not None:
+            raise self.failure
+        with self.changed:
+            self.step = step
+            self.said += messages
+            self.num_sent += 1
+            self.changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
         """Waits until what was sent has arrived."""
-        ray.wait(self.answers, num_returns=len(self.answers), timeout=timeout_s)
+        with self.changed:
+            self.changed.wait_for(lambda: self.num_arrived == self.num_sent, timeout_s)

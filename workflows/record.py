@@ -176,7 +176,9 @@ def record_end(
             f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
         )
     encoding = TableEncoding.from_json(record)
-    for entry in progress.history:  # those that a stop kept from the log
+    for message in progress.unkept:  # like the epochs, those that a stop kept from the log
+        log.append(message["kind"], message["step"], message["metrics"])
+    for entry in progress.history:
         log.append("epoch", int(entry["epoch"]), epoch_metrics(entry))
     final = {f"final/{side}/{name}": float(value) for side, score in progress.scores.items() for name, value in score.items()}
     log.append("final", progress.step, final)

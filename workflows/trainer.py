@@ -145,7 +145,7 @@ def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear, start_
     except ComputationError:
         wait([outcome], timeout=END_S)
         raise
-    ear.listen(0.1)
+    ear.listen(0.0)
     try:
         outcome.result()
     except ray.train.TrainingFailedError as error:

@@ -10,7 +10,7 @@ import ray
 from workflows.cluster import connected
 from workflows.errors import ServiceError
 from workflows.job import exit_code
-from workflows.mailbox import Ear, Mailbox
+from workflows.mailbox import Ear, Line, Mailbox
 
 
 def test_messages_come_in_their_order_and_once(ray_address: str) -> None:
@@ -23,6 +23,34 @@ def test_messages_come_in_their_order_and_once(ray_address: str) -> None:
         ear.listen(5.0)
         ear.listen(0.0)
     assert [message["step"] for message in heard] == [0, 1, 2]
+
+
+def test_what_a_worker_says_fast_comes_in_its_order(ray_address: str) -> None:
+    heard: list[Any] = []
+    with connected(ray_address):
+        mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        line, ear = Line(mailbox, 0), Ear(mailbox, heard.append)
+        for number in range(2_000):
+            line.send(number, [{"kind": "steps", "step": number}])
+        line.flush(60.0)
+        ear.listen(0.0)
+        assert [message["step"] for message in heard] == list(range(2_000))
+        ear.listen(0.0)  # says up to where the driver is done
+        line.send(2_001, [])
+        line.flush(60.0)
+        assert line.kept == 1_999
+        ray.get(mailbox.stop.remote())
+        line.send(2_002, [])
+        line.flush(60.0)
+        assert line.stop
+        assert ray.get(mailbox.silence.remote())[0][1] == 2_002
+        ray.kill(mailbox)
+        with pytest.raises(ServiceError):
+            ear.listen(5.0)
+        line.send(2_003, [])
+        line.flush(60.0)
+        with pytest.raises(ray.exceptions.RayActorError):
+            line.send(2_004, [])
 
 
 def test_a_mailbox_that_ray_ended_is_said_and_is_no_fault_of_the_run(ray_address: str) -> None:

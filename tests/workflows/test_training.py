@@ -181,11 +181,16 @@ def test_a_run_without_a_finite_step_is_not_registered(prime_table: Path, ray_ad
 
 @pytest.mark.slow
 def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
-    options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r")
+    options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r", "--run.log_interval_steps", 1)
     first = train(tmp_path, ray_address, *options).json
-    record = tmp_path / "runs" / "r" / "run.json"
+    record, metrics = (tmp_path / "runs" / "r" / name for name in ("run.json", "metrics.jsonl"))
     record.write_text(json.dumps(json.loads(record.read_text()) | {"result": None}))
+    lines = metrics.read_text().splitlines(keepends=True)
+    said_of_last = [line for line in lines if (json.loads(line)["kind"], json.loads(line)["step"]) == ("steps", first["num_steps"])]
+    assert len(said_of_last) == 1
+    metrics.write_text("".join(line for line in lines if line not in said_of_last))  # the driver ended before it heard of it
     again = train(tmp_path, ray_address, *options)
+    assert len([line for line in metrics.read_text().splitlines() if f'"steps", "step": {first["num_steps"]},' in line]) == 1
     assert "epoch 1/2" not in again.stderr
     assert again.json | {"wall_s": 0} == first | {"wall_s": 0}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
