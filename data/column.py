@@ -28,6 +28,7 @@ class Column:
     atoms: of numbers on no grid, values that come so often that each has a probability of its own beside the others' density, and their
     shares.
     spike: the value on the grid that comes most often, and its share, where that is considerable.
+    heap: a coarser step, a multiple of the grid's, that many of the values are rounded to, one of its multiples, and the share rounded.
     other: categories that are not listed have one code together, after all listed ones.
     element_nulls: a vector's or image's elements may be missing one by one; element_null_fractions: how often, in lists that are there.
     condition: the model is told the column and does not model it.
@@ -59,6 +60,7 @@ class Column:
     log_scale: float = 1.0
     binarize: bool = False
     spike: list[float] | None = None
+    heap: list[float] | None = None
     atoms: list[list[float]] = field(default_factory=list)
     base: int = 0
 

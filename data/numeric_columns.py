@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data.atoms import MAX_FEW, atoms_of, without_atoms
 from data.column import Column
 from data.grids import on_grid, relative_rounding, resolution
-from data.lattices import Lattice, counted_values, is_coarser, lattice_of, spike_on
+from data.heaps import heap_of
+from data.lattices import Counts, Lattice, counted_values, is_coarser, lattice_of, spike_on
 from data.scales import heavy_tails, tails_beside, usable, warped_moments
 from data.statistics import ColumnSummary
 from data.types import MAX_EXACT_INTEGER, calendar_range, integer_range, is_temporal, ticks_per_day
@@ -46,7 +49,8 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
-        column, tails = replace(column, spike=spike), tails if spike is None else (tails_beside(spike[0], sketch) or tails)
+        column = with_heap(replace(column, spike=spike), values, counted, counts, sketch.count, tails)
+        tails = tails if spike is None else (tails_beside(spike[0], sketch) or tails)
     return with_tails(column, summary, tails)
 
 
@@ -93,6 +97,20 @@ def with_steps(column: Column, lattice: Lattice, minimum: float) -> Column:
     said = f"steps of {step:g}" + (f" from {origin:g}" if origin else "") + (f", but for {max(off, 1e-4):.2%} of the values" if off else "")
     lower = origin - math.floor(origin / step) * step if minimum >= 0 else None
     return replace(column, resolution=step, origin=origin, off_grid=off, lower=lower, reason=f"{column.reason}; {said}")
+
+
+def with_heap(
+    column: Column, values: pa.DataType, counted: NDArray[Any], counts: Counts, total: int, tails: tuple[float, float] | None
+) -> Column:
+    """Returns a column of numbers on a grid with the coarser step to which many of them are rounded, if there is one."""
+    assert column.resolution is not None
+    heap = heap_of(column.resolution, column.origin, counted, counts, total, tails[1] if tails else column.scale)
+    if heap is None:
+        return column
+    step, multiple, share = heap
+    origin = multiple % step
+    said = duration(int(step), values) if is_temporal(values) else f"{step:,g}" + (f" from {origin:g}" if origin else "")
+    return replace(column, heap=heap, reason=f"{column.reason}; {share:.1%} rounded to steps of {said}")
 
 
 def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ LOG_WITHIN = -4.0
 NARROWEST_LOG_SCALE = -16.0
 # A number is off the grid where it is that far from the nearest integer: more than float32 leaves of an integer that was stored.
 LEAST_OFF, ROUNDING_OFF = 0.01, 2.0**-17
+# A width so large that in float64 the asinh of all integers that float32 tells apart is the line itself.
+STRAIGHT = 1e15
+
+
+class Warp(NamedTuple):
+    """What takes an integer k to T(k) = (asinh(k / width) - mean) / scale, for k from lower to upper; one number per cell each, [D]."""
+
+    width: Sequence[float]
+    mean: Sequence[float]
+    scale: Sequence[float]
+    lower: Sequence[float]
+    upper: Sequence[float]
 
 
 class Grid(nn.Module, ABC):
@@ -30,9 +43,15 @@ class Grid(nn.Module, ABC):
     size: int
 
     def constants(self, **numbers: Sequence[float]) -> None:
-        """Registers one float32 number per cell (or one for all) under each name."""
+        """Registers one float32 number per cell (or one for all) under each name, and keeps them with all digits."""
+        self.numbers = numbers
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def per_cell(self, name: str) -> Sequence[float]:
+        """Returns one of these numbers for each cell, [D]."""
+        values = self.numbers[name]
+        return values if len(values) == self.size else [*values] * self.size
 
     @abstractmethod
     def features(self, values: Tensor) -> Tensor:
@@ -53,6 +72,10 @@ class Grid(nn.Module, ABC):
     @abstractmethod
     def narrowest(self) -> Tensor:
         """Returns the least half-width of each cell's intervals, [D] or one for all."""
+
+    @abstractmethod
+    def warp(self) -> Warp:
+        """Returns the same grid as a warped one, with all digits."""
 
     def min_log_scale(self) -> list[float]:
         """Returns, per cell, a log-scale so low that all mass fits into any one interval, [D]; as low as float32 permits."""
@@ -110,6 +133,12 @@ class LinearGrid(Grid):
 
     def narrowest(self) -> Tensor:
         return self.half_width
+
+    def warp(self) -> Warp:
+        step, lower, upper = (self.per_cell(name) for name in ("half_width", "lower", "upper"))
+        step = [2 * half for half in step]
+        lower, upper = ([end / one for end, one in zip(ends, step, strict=True)] for ends in (lower, upper))
+        return Warp([STRAIGHT] * self.size, [0.0] * self.size, [1 / (STRAIGHT * one) for one in step], lower, upper)
 
 
 def asinh_step(start: Tensor, width: Tensor) -> Tensor:
@@ -197,3 +226,6 @@ class WarpedGrid(Grid):
     def narrowest(self) -> Tensor:
         farthest = torch.maximum(self.lower.abs(), self.upper.abs())
         return asinh_step(farthest, self.width) / self.scale
+
+    def warp(self) -> Warp:
+        return Warp(*(self.per_cell(name) for name in Warp._fields))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
 from vae.grids import Grid, LinearGrid, WarpedGrid
+from vae.heaps import Heaps, log_heaped, log_shares
 from vae.logistic_mass import log_logistic_density
-from vae.mixture_mass import log_mixture_mass, sum_log_mixture_mass
+from vae.mixture_mass import log_mixture_mass, log_mixture_mass_by_hand
 
 MAX_BASE_LOGIT = 1e3
 # A component on a spike starts with this log scale in half-widths of its interval, in which it has all but 0.1 % of its mass.
@@ -142,7 +143,7 @@ class LogisticsMassCells(CellDistribution):
         return log_mixture_mass(self.grid.interval(values), *self.components)
 
     def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
-        return sum_log_mixture_mass(*self.components, self.grid.interval(values), valid)
+        return torch.where(valid, log_mixture_mass_by_hand(self.grid.interval(values), *self.components), 0.0).sum(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -154,25 +155,66 @@ class LogisticsMassCells(CellDistribution):
         return self.grid.to_storage(self.components.sample(generator))
 
 
+class HeapedMassCells(LogisticsMassCells):
+    """The same where some cells' integers are rounded to multiples of a coarser step with the probabilities log_shares, [.., B, H] each."""
+
+    def __init__(self, components: Components, grid: Grid, heaps: Heaps, log_shares: tuple[Tensor, Tensor]) -> None:
+        super().__init__(components, grid)
+        self.heaps, self.log_shares = heaps, log_shares
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        return self.log_masses(values, log_mixture_mass)
+
+    def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        return torch.where(valid, self.log_masses(values, log_mixture_mass_by_hand), 0.0).sum(-1)
+
+    def log_masses(self, values: Tensor, log_mass: Callable[..., Tensor]) -> Tensor:
+        cells = self.heaps.cells
+        fine = log_mass(self.grid.interval(values), *self.components)
+        intervals, is_multiple = self.heaps.intervals(values)
+        coarse = log_mass(intervals, *(part.index_select(-1, cells) for part in self.components))
+        return fine.index_copy(-1, cells, log_heaped(fine.index_select(-1, cells), coarse, is_multiple, self.log_shares))
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.heaps.rounded(super().sample(generator), self.log_shares[0], generator)
+
+
 class LogisticsMass(Mixture):
-    """Integers of several modes or with spikes: each has the mass of its interval. The other arguments are the grid's."""
+    """Integers of several modes or with spikes: each has the mass of its interval. The other arguments are the grid's.
+
+    heaps: as Heaps takes them; None where no cell has some.
+    """
 
     grid: Grid
     make_grid: type[Grid]
 
     def __init__(
-        self, size: int, *grid: Any, num_components: int = 5, spikes: Sequence[Sequence[float] | None] | None = None, **more_of_grid: Any
+        self,
+        size: int,
+        *grid: Any,
+        num_components: int = 5,
+        spikes: Sequence[Sequence[float] | None] | None = None,
+        heaps: Sequence[Sequence[float] | None] | None = None,
+        **more_of_grid: Any,
     ) -> None:
         made = self.make_grid(size, *grid, **more_of_grid)
         super().__init__(size, num_components, made.min_log_scale())
         self.grid = made
         self.start_on(spikes, made)
+        self.heaps, self.num_of_mixtures = None, self.num_outputs
+        if heaps is not None:
+            self.heaps = Heaps(made, heaps)
+            self.heap_scores = nn.Parameter(self.heaps.start)
+            self.num_outputs += len(self.heaps.start)
 
     def features(self, values: Tensor) -> Tensor:
         return self.grid.features(values)
 
     def forward(self, outputs: Tensor) -> LogisticsMassCells:
-        return LogisticsMassCells(self.components(outputs), self.grid)
+        if self.heaps is None:
+            return LogisticsMassCells(self.components(outputs), self.grid)
+        mixtures, scores = outputs.tensor_split([self.num_of_mixtures], -1)
+        return HeapedMassCells(self.components(mixtures), self.grid, self.heaps, log_shares(self.heap_scores + scores))
 
 
 class DiscretisedLogistics(LogisticsMass):

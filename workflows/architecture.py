@@ -98,9 +98,9 @@ def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
         named["num_components"] = NUM_COMPONENTS
     match name:
         case "discretised_gaussian" | "discretised_logistics":
-            return named | (list_grid(columns[0], encoding) if whole_list else grid(columns) | spikes(columns, name))
+            return named | (list_grid(columns[0], encoding) if whole_list else grid(columns) | spikes(columns, name) | heaps(columns, name))
         case "warped_discretised_gaussian" | "warped_discretised_logistics":
-            return named | warped_grid(columns) | spikes(columns, name)
+            return named | warped_grid(columns) | spikes(columns, name) | heaps(columns, name)
         case "poisson" | "negative_binomial" | "zero_inflated_negative_binomial":
             return named | {"mean": [c.log_mean for c in columns], "scale": [c.log_scale for c in columns]}
         case "bernoulli" | "continuous_bernoulli":
@@ -157,6 +157,24 @@ def spikes(columns: tuple[Column, ...], name: str) -> dict[str, Any]:
     if not name.endswith("logistics") or not any(c.spike for c in columns):
         return {}
     return {"spikes": [None if c.spike is None else [stored(c.spike[0], c), c.spike[1]] for c in columns]}
+
+
+def heaps(columns: tuple[Column, ...], name: str) -> dict[str, Any]:
+    """Returns the coarser step that a column is rounded to, in its grid's steps, a multiple's position, and the share of the rounded."""
+    if not name.endswith("logistics") or not any(c.heap for c in columns):
+        return {}
+    return {"heaps": [None if c.heap is None else heap_on_grid(c, *c.heap) for c in columns]}
+
+
+def heap_on_grid(column: Column, coarse: float, multiple: float, share: float) -> list[float]:
+    """Positions are counted as the grid does: from the center of what is drawn in, else from the mean."""
+    step = column.resolution or 1.0
+    if column.width is None:
+        from_base = (int(multiple) - column.base) % int(coarse) if column.base else multiple
+        position = (from_base - column.mean[0]) / step
+    else:
+        position = steps_from_center(multiple, column)
+    return [float(round(coarse / step)), position, share]
 
 
 def steps_from_center(end: float, column: Column) -> float:

@@ -100,6 +100,15 @@ CASES: dict[str, Case] = {
         lambda: numbers([k / 4 for k in range(-8, 11)]),
         lambda y: (4 * y.double()).round().long() + 8,
     ),
+    "heaps of integers": Case(
+        "discretised_logistics",
+        {"size": 1, "heaps": [[4.0, -7.0, 0.6]]} | INTEGERS,
+        lambda: numbers([k / 4 for k in range(-8, 11)]),
+        lambda y: (4 * y.double()).round().long() + 8,
+    ),
+    "heaps after a warp": Case(
+        "warped_discretised_logistics", {"size": 1, "heaps": [[10.0, 5.0, 0.3]]} | WARP, lambda: numbers(warped(-3, 400)), warped_integer
+    ),
     "logistics on bytes": Case("discretised_logistics", {"size": 1, "num_components": 3} | BYTES, pixels, as_integer),
     "logistics after a warp": Case("warped_discretised_logistics", {"size": 1} | WARP, lambda: numbers(warped(-3, 400)), warped_integer),
     "bits": Case("bernoulli", {"size": 1}, lambda: numbers([0.0, 1.0]), as_integer),

@@ -51,7 +51,12 @@ def test_probabilities_sum_to_one(case: Case, size: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if case.name.endswith(("discretised_gaussian", "discretised_logistics"))]
+    "name",
+    [
+        name
+        for name, case in CASES.items()
+        if case.name.endswith(("discretised_gaussian", "discretised_logistics")) and "heaps" not in case.arguments  # whose end may be none
+    ],
 )
 @pytest.mark.parametrize("output", [-60.0, 60.0])
 def test_whoever_is_far_out_is_in_the_end_of_the_range(name: str, output: float) -> None:
@@ -111,6 +116,8 @@ def inside_the_range(case: Case, likelihood: Likelihood, outputs: Tensor) -> Ten
 def test_the_mean_is_the_expected_value_in_stored_units(case: Case) -> None:
     if case.name == "categorical":
         pytest.skip("its mean is the mode")
+    if "heaps" in case.arguments:
+        pytest.skip("its mean is what it would be if nothing was rounded")
     support = case.support()
     likelihood = case.build()
     outputs = inside_the_range(case, likelihood, outputs_of(likelihood, 8, 1, size=0.1))

@@ -1,0 +1,131 @@
+"""Claims about integers that are rounded to multiples of a coarser step with some probability."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.vae.likelihood_cases import generator, outputs_of
+from vae.grids import LinearGrid, WarpedGrid
+from vae.heaps import Heaps
+from vae.likelihoods import LIKELIHOODS
+
+NO_END = 2.0**63
+
+
+def naive_mass(components: Any, begin: Tensor, end: Tensor) -> Tensor:
+    """Returns the mass of intervals [B] in each row's mixture, a difference of two values of the distribution function."""
+    log_weights, location, log_scale = (part[..., 0] for part in components)
+    above, below = (torch.sigmoid((x[:, None] - location) / log_scale.exp()) for x in (end, begin))
+    mass: Tensor = (log_weights.exp() * (above - below)).sum(-1)
+    return mass
+
+
+def test_an_integer_is_rounded_with_a_probability_whatever_it_is() -> None:
+    """In steps of 0.25 standard deviations, multiples of 4 counted from the step 1.5, against the definition with naive masses."""
+    half, share = 0.125, 0.6
+    likelihood = LIKELIHOODS["discretised_logistics"](
+        size=1, half_width=[half], lower=[-1e3], upper=[1e3], heaps=[[4, 1.5, share]]
+    ).double()
+    positions = torch.arange(-16.5, 16.5, 1.0, dtype=torch.float64)
+    y = positions[:, None] / 4
+    outputs = outputs_of(likelihood, len(y), 0)
+    distribution = likelihood(outputs)
+    components, at = distribution.components, y[:, 0]
+    rounded = torch.sigmoid(torch.logit(torch.tensor(share, dtype=torch.float64)) + outputs[:, -1])
+    expected = (1 - rounded) * naive_mass(components, at - half, at + half)
+    is_multiple = (positions - 1.5) % 4 == 0
+    expected += torch.where(is_multiple, rounded * naive_mass(components, at - 4 * half, at + 4 * half), 0.0)
+    assert 7 < is_multiple.sum() < 10
+    torch.testing.assert_close(distribution.log_prob(y).exp()[:, 0], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_after_a_warp_the_coarser_step_is_one_of_integers() -> None:
+    """Dollars up to some millions, rounded to thousands: both intervals are the warp's of half steps, and multiples are told in float32."""
+    width, mean, scale = 30_000.0, 0.4, 1.3
+    heaps = Heaps(WarpedGrid(1, [width], [mean], [scale], [0.0], [NO_END]), [[1000, 0, 0.9]])
+    k = torch.tensor(
+        [0.0, 1.0, 500.0, 999.0, 1000.0, 52_000.0, 52_001.0, 51_999.0, 250_000.0, 999_999.0, 1_000_000.0, 1_000_001.0]
+    ).double()
+    stored = ((torch.asinh(k / width) - mean) / scale).float()[:, None]
+    intervals, is_multiple = heaps.intervals(stored)
+    assert is_multiple[:, 0].tolist() == (k % 1000 == 0).tolist()
+    multiple = (k / 1000).round() * 1000
+    begin, end = (((torch.asinh((multiple + side) / width) - mean) / scale).float() for side in (-500, 500))
+    torch.testing.assert_close((intervals.middle - intervals.half_width)[:, 0], begin, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((intervals.middle + intervals.half_width)[:, 0], end, rtol=1e-5, atol=1e-6)
+    assert intervals.at_lower[:, 0].tolist() == (multiple == 0).tolist()
+    assert not intervals.at_upper.any()
+
+
+@given(
+    width=st.floats(0.5, 1e5),
+    mean=st.floats(-5, 5),
+    scale=st.floats(0.05, 3),
+    step=st.integers(2, 1000),
+    phase=st.integers(-1000, 1000),
+    k=st.integers(-(10**8), 10**8),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_no_number_is_taken_for_a_multiple_that_is_none(
+    width: float, mean: float, scale: float, step: int, phase: int, k: int, dtype: torch.dtype
+) -> None:
+    """Whatever float32 does to the stored number, on the model's types; where its digits do, multiples are known."""
+    warped = WarpedGrid(1, [width], [mean], [scale], [-NO_END], [NO_END])
+    linear = LinearGrid(1, [0.5 / scale / 1000], [-1e30], [1e30])
+    for grid, stored, known in (
+        (warped, (math.asinh(k / width) - mean) / scale, abs(k) < 2**16),
+        (linear, k / scale / 1000, abs(k) < 2**22),
+    ):
+        heaps = Heaps(grid, [[step, phase, 0.5]]).to(dtype)
+        _, is_multiple = heaps.intervals(torch.tensor([[stored]], dtype=torch.float32))
+        truth = (k - phase) % step == 0
+        assert is_multiple.item() <= truth
+        if known:
+            assert is_multiple.item() == truth
+
+
+@pytest.mark.parametrize(("output", "end", "multiple"), [(-60.0, 0, 1), (60.0, 18, 17)])
+def test_whoever_is_far_out_is_in_the_end_of_the_range_or_its_last_multiple(output: float, end: int, multiple: int) -> None:
+    likelihood = LIKELIHOODS["discretised_logistics"](
+        size=1, half_width=[0.125], lower=[-2.0], upper=[2.5], heaps=[[4, -7.0, 0.6]]
+    ).double()
+    outputs = torch.full((1, likelihood.num_outputs), output, dtype=torch.float64)
+    outputs[:, 10:15], outputs[:, 15] = -1.0, 0.0
+    y = torch.tensor([[k / 4] for k in range(-8, 11)], dtype=torch.float64)
+    p = likelihood(outputs.expand(len(y), -1)).log_prob(y).exp()[:, 0]
+    assert p[multiple].item() == pytest.approx(0.6, abs=1e-6)
+    assert p[end].item() == pytest.approx(0.4, abs=1e-6)
+    assert p.sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_cells_without_heaps_are_as_if_no_cell_had_some() -> None:
+    grid = {"half_width": [0.1, 0.2, 0.3], "lower": [-1e3] * 3, "upper": [1e3] * 3}
+    plain, heaped = (LIKELIHOODS["discretised_logistics"](size=3, **grid, heaps=heaps) for heaps in (None, [None, [5, 0.0, 0.5], None]))
+    assert heaped.num_outputs == plain.num_outputs + 1
+    outputs = outputs_of(heaped, 50, 0)
+    y = (torch.arange(150).reshape(50, 3) % 17 - 8) * 2 * torch.tensor(grid["half_width"])
+    with torch.no_grad():
+        one, other = plain(outputs[:, :-1]), heaped(outputs)
+        first, second = one.log_prob(y), other.log_prob(y)
+        torch.testing.assert_close(first[:, [0, 2]], second[:, [0, 2]])
+        is_multiple = (y[:, 1] / 0.4).round() % 5 == 0
+        assert 5 < is_multiple.sum() < 20
+        assert ((second > first)[:, 1] == is_multiple).all()
+        torch.testing.assert_close(one.mean, other.mean)
+        drawn = [each.sample(generator(1)) for each in (one, other)]
+        torch.testing.assert_close(drawn[0][:, [0, 2]], drawn[1][:, [0, 2]])
+        valid = torch.ones(50, 1, dtype=torch.bool)
+        torch.testing.assert_close(other.sum_log_prob(y, valid), second.sum(-1))
+
+
+@pytest.mark.parametrize("heaps", [[None], [None, [1, 0, 0.5]], [None, [4, 0, 0.5], None]])
+def test_steps_that_are_not_coarser_and_other_numbers_of_cells_are_refused(heaps: list[Any]) -> None:
+    with pytest.raises(ValueError, match="heaps: None or a step beyond 1, a multiple and a share are needed for 2 cells"):
+        LIKELIHOODS["discretised_logistics"](size=2, half_width=[0.1], lower=[-9.0], upper=[9.0], heaps=heaps)

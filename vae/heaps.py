@@ -1,0 +1,105 @@
+"""Heaps: integers many of which are rounded to multiples of a coarser step, by whoever wrote them down.
+
+An integer is rounded with a probability of its row, whatever it is: with the mass P of an interval,
+
+    p(k) = (1 - r) P[k - 1/2, k + 1/2] + r P[k - c/2, k + c/2] where k is a multiple of c (counted from some integer), else the first alone.
+
+Both sum to 1 over the integers that they are of. Shapes: S samples, B rows, D cells, H cells with heaps among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae.cells import uniform_like
+from vae.grids import Grid
+from vae.normal_mass import Interval
+
+# Of both: what training rows never held may come.
+MIN_SHARE = 1e-4
+# Scores are bounded for sums with them to be finite.
+MAX_SCORE = 1e30
+# Half the distance of the float32 numbers near 1: how much, relatively, storing moves a number.
+STORED = 2.0**-24
+
+
+class Heaps(nn.Module):
+    """Which cells of a grid have heaps, and where.
+
+    heaps: of every cell None, or a step of more than one of the grid's, the position of a multiple of it (counted from the standardised 0
+    of a linear grid, the center of a warped one), and the share of rows that are rounded; start: the log-odds of these shares, [H].
+    """
+
+    cells: Tensor
+    warp: Tensor
+    start: Tensor
+
+    def __init__(self, grid: Grid, heaps: Sequence[Sequence[float] | None]) -> None:
+        super().__init__()
+        found = {cell: heap for cell, heap in enumerate(heaps) if heap is not None}
+        if len(heaps) != grid.size or any(step <= 1 for step, _, _ in found.values()):
+            raise ValueError(f"heaps: None or a step beyond 1, a multiple and a share are needed for {grid.size} cells; they are {heaps}")
+        warp = grid.warp()
+        rows = []
+        for cell, (step, multiple, _) in found.items():
+            *numbers, lower, upper = (part[cell] for part in warp)
+            phase = math.remainder(multiple, step)
+            first, last = math.ceil((lower - phase) / step - STORED), math.floor((upper - phase) / step + STORED)
+            rows.append([*numbers, step, phase, phase + step * first, phase + step * last])
+        exact = torch.tensor(rows, dtype=torch.float64).T
+        upper_digits = exact.float()
+        # Two float32 numbers that make one of 48 bits, whatever type the model is moved to; they are constants and in no state dict.
+        self.register_buffer("warp", torch.stack([upper_digits, (exact - upper_digits.double()).float()]), persistent=False)
+        self.register_buffer("cells", torch.tensor([*found]), persistent=False)
+        self.start = torch.logit(torch.tensor([share for _, _, share in found.values()]).clamp(MIN_SHARE, 1 - MIN_SHARE))
+
+    def numbers(self) -> Tensor:
+        """Returns width, mean, scale, step, phase and the first and last multiple of every cell, float64 [7, H]."""
+        return self.warp.double().sum(0)
+
+    def intervals(self, values: Tensor) -> tuple[Interval, Tensor]:
+        """Returns the intervals of the multiples that are nearest to stored numbers [B, D], and which of these are multiples, [B, H].
+
+        A number whose position float32 does not tell from its neighbour's is none: its probability is too low then, never too high.
+        """
+        width, mean, scale, step, phase, first, last = self.numbers()
+        y = values.index_select(-1, self.cells)
+        u = y.double() * scale + mean
+        position = width * torch.sinh(u)
+        multiple = nearest(position, step, phase, first, last)
+        doubt = STORED * (u - mean).abs() * torch.hypot(width, position)
+        begin, end = (((torch.asinh((multiple + by * step) / width)) - mean) / scale for by in (-0.5, 0.5))
+        middle, half_width = (part.to(values.dtype) for part in (0.5 * (begin + end), 0.5 * (end - begin)))
+        is_multiple = (position - multiple).abs() + doubt < 0.5
+        return Interval(middle, half_width, multiple <= first, multiple >= last), is_multiple
+
+    def rounded(self, drawn: Tensor, log_share: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns drawn stored numbers [.., B, D] of which those cells that have heaps are rounded with their probability [.., B, H]."""
+        width, mean, scale, step, phase, first, last = self.numbers()
+        y = drawn.index_select(-1, self.cells)
+        multiple = nearest(width * torch.sinh(y.double() * scale + mean), step, phase, first, last)
+        on_multiple = ((torch.asinh(multiple / width) - mean) / scale).to(drawn.dtype)
+        is_rounded = uniform_like(y, generator) < log_share.exp()
+        return drawn.index_copy(-1, self.cells, torch.where(is_rounded, on_multiple, y))
+
+
+def nearest(position: Tensor, step: Tensor, phase: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Returns the multiples, from the first to the last, that are nearest to positions, float64 [.., H]."""
+    return torch.clamp(torch.round((position - phase) / step) * step + phase, first, last)
+
+
+def log_shares(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the log-probabilities that a cell is rounded, and that it is not, of log-odds [.., B, H]."""
+    scores = scores.clamp(-MAX_SCORE, MAX_SCORE)
+    return F.logsigmoid(scores), F.logsigmoid(-scores)
+
+
+def log_heaped(fine: Tensor, coarse: Tensor, is_multiple: Tensor, log_shares: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns log p(k) of the logs of the masses P of a step and of a coarser one, [.., B, H]."""
+    rounded, unrounded = log_shares
+    return torch.where(is_multiple, torch.logaddexp(rounded + coarse, unrounded + fine), unrounded + fine)
