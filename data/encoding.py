@@ -164,6 +164,7 @@ OPTIONAL: dict[str, Any] = {
     "log_scale": 1.0,
     "binarize": False,
     "spike": None,
+    "heap": None,
     "off_grid": 0.0,
     "origin": 0.0,
     "element_null_fractions": [],

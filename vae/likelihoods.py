@@ -8,7 +8,7 @@
 | spiked_logistics | standardised numbers, many of them equal to a few | the same, and probabilities of these few | the same |
 | discretised_gaussian | integers, standardised, or uint8 pixels | location | scale |
 | warped_discretised_gaussian | integers with heavy tails, after asinh | location | scale |
-| discretised_logistics | integers, standardised, or uint8 pixels | weights, locations, scales | the same, as a base |
+| discretised_logistics | integers, standardised, or uint8 pixels | weights, locations, scales; heaps | the same, as a base |
 | warped_discretised_logistics | integers with heavy tails, after asinh | weights, locations, scales | the same, as a base |
 | bernoulli | 0 or 1 (int8), or binarised uint8 pixels | log-odds | |
 | continuous_bernoulli | numbers of [0, 1], or uint8 pixels | log-odds | |
