@@ -30,6 +30,7 @@ class Column:
     spike: the value on the grid that comes most often, and its share, where that is considerable.
     heap: a coarser step, a multiple of the grid's, that many of the values are rounded to, one of its multiples, and the share rounded.
     other: categories that are not listed have one code together, after all listed ones.
+    determined_by: the column of categories that determines this one, determined_codes: by each of its codes, but for a probability slack.
     element_nulls: a vector's or image's elements may be missing one by one; element_null_fractions: how often, in lists that are there.
     condition: the model is told the column and does not model it.
     """
@@ -63,6 +64,9 @@ class Column:
     heap: list[float] | None = None
     atoms: list[list[float]] = field(default_factory=list)
     base: int = 0
+    determined_by: str | None = None
+    determined_codes: list[int] = field(default_factory=list)
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         if self.integer and self.resolution is None:

@@ -170,6 +170,9 @@ OPTIONAL: dict[str, Any] = {
     "element_null_fractions": [],
     "atoms": [],
     "base": 0,
+    "determined_by": None,
+    "determined_codes": [],
+    "slack": 0.0,
 }
 
 

@@ -13,6 +13,7 @@ import ray
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from data.dependencies import Dependencies
 from data.hashing import Hashes
 from data.listing import DataError
 from data.reading import MAX_BATCH_BYTES, RowReader
@@ -153,7 +154,10 @@ def leaf(task: ScanTask, rows: pa.Table, sides: NDArray[np.int8], path: str) -> 
     if not task.names:
         return TableSummary((train, validation, test), {})  # a table without columns has no rows to take
     rows, training = rows.select(task.names), sides == TRAIN
-    summary = summarise_table(take(rows, training), (train, validation, test), task.categorical)
+    taken = take(rows, training)
+    summary = summarise_table(taken, (train, validation, test), task.categorical)
+    if train:
+        summary = replace(summary, dependencies=Dependencies.of(taken, task.categorical))
     for name, column in summary.columns.items():
         if column.num_nonfinite:
             column.first_nonfinite = path

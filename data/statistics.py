@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.dependencies import Dependencies
 from data.grids import MAX_PLACES, off_grid_counts, relative_rounding
 from data.hashing import hash_values
 from data.moments import Moments
@@ -141,15 +142,16 @@ def merge_ranges(a: tuple[Decimal, Decimal] | None, b: tuple[Decimal, Decimal] |
 
 @dataclass
 class TableSummary:
-    """Rows per side of the split, and one summary per column over the training rows."""
+    """Rows per side of the split, and one summary per column over the training rows; dependencies: None where there was no row."""
 
     num_rows: tuple[int, int, int]
     columns: dict[str, ColumnSummary]
+    dependencies: Dependencies | None = None
 
     def merge(self, other: TableSummary) -> TableSummary:
         a, b = self.num_rows, other.num_rows
         columns = {name: summary.merge(other.columns[name]) for name, summary in self.columns.items()}
-        return TableSummary((a[0] + b[0], a[1] + b[1], a[2] + b[2]), columns)
+        return TableSummary((a[0] + b[0], a[1] + b[1], a[2] + b[2]), columns, merged(self.dependencies, other.dependencies))
 
 
 def merge_all(leaves: Iterable[TableSummary]) -> TableSummary:
@@ -158,7 +160,7 @@ def merge_all(leaves: Iterable[TableSummary]) -> TableSummary:
     total = next(iterator)
     for leaf in iterator:
         total = total.merge(leaf)
-    return TableSummary(total.num_rows, {name: summary.finished() for name, summary in total.columns.items()})
+    return replace(total, columns={name: summary.finished() for name, summary in total.columns.items()})
 
 
 def summarise_table(table: pa.Table, num_rows: tuple[int, int, int], categorical: Collection[str] = ()) -> TableSummary:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import torch
 
 from data.columns import Rules, decide_columns
+from data.dependencies import Dependencies
+from data.determined import with_dependencies
 from data.encoding import TableEncoding
 from data.statistics import summarise_table
 from vae import VAE, Rows
@@ -17,8 +21,9 @@ NUM_STEPS = 400
 
 
 def encoding_of(table: pa.Table) -> TableEncoding:
-    summary = summarise_table(table, (table.num_rows, 0, 0))
-    return TableEncoding(table.schema, tuple(decide_columns(table.schema, summary, None, {}, Rules())), None)
+    summary = replace(summarise_table(table, (table.num_rows, 0, 0)), dependencies=Dependencies.of(table))
+    columns = with_dependencies(decide_columns(table.schema, summary, None, {}, Rules()), summary)
+    return TableEncoding(table.schema, tuple(columns), None)
 
 
 def small_model(encoding: TableEncoding, table: pa.Table, learning_rate: float, num_steps: int = NUM_STEPS) -> VAE:

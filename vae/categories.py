@@ -1,4 +1,4 @@
-"""The likelihood of columns of categories. Shapes: S samples, B rows, C columns, K categories in all, F features."""
+"""The likelihood of columns of categories. Shapes: S samples, B rows, C columns, K categories in all (but of determined columns)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae.cells import CellDistribution, Likelihood
+from vae.determined import Determined, Rule
 from vae.host import may_look_at
 from vae.input_layer import OneHot, dense
 from vae.precision import without_autocast
@@ -110,17 +111,40 @@ class CategoricalCells(CellDistribution):
         self.logits, self.field = logits, field
 
     def log_prob(self, values: Tensor) -> Tensor:
+        return self._log_prob(values, None)
+
+    def observed_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        return torch.where(valid, self._log_prob(values, valid), 0.0)
+
+    def _log_prob(self, values: Tensor, valid: Tensor | None) -> Tensor:
+        """valid: None where all cells are there; one that another determines depends on whether that one is."""
+        determined = self.field.determined
+        if determined is None:
+            return self._free_log_prob(values)
+        free = self._free_log_prob(values.index_select(-1, determined.free))
+        return determined.joined(free, determined.log_prob(values, valid, self._log_probs))
+
+    def _free_log_prob(self, values: Tensor) -> Tensor:
         index = (values.to(torch.int64) + self.field.offsets).expand(*self.logits.shape[:-1], -1)
         return self.logits.gather(-1, index) - self.log_normaliser()
 
+    def _log_probs(self, place: int) -> Tensor:
+        """Returns the log-probabilities of the categories of one of the columns that decide for themselves, [.., B, its size]."""
+        return torch.log_softmax(self._scores()[place], -1)
+
     def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
-        blocks, logits = self.field.blocks(), self.logits
-        if len(blocks) == 1 and torch.is_grad_enabled() and may_look_at(logits):
-            index = (values.to(torch.int64) + self.field.offsets).expand(*logits.shape[:-1], -1)
-            observed = valid.expand_as(index).to(logits.dtype)
-            total: Tensor = SumLogProb.apply(logits, index, observed, blocks[0])  # type: ignore[no-untyped-call]
+        blocks, logits, determined = self.field.blocks(), self.logits, self.field.determined
+        if not (len(blocks) == 1 and torch.is_grad_enabled() and may_look_at(logits)):
+            return super().sum_log_prob(values, valid)
+        codes, there = values, valid.expand(values.shape)
+        if determined is not None:
+            codes, there = (part.index_select(-1, determined.free) for part in (values, there))
+        index = (codes.to(torch.int64) + self.field.offsets).expand(*logits.shape[:-1], -1)
+        total: Tensor = SumLogProb.apply(logits, index, there.expand_as(index).to(logits.dtype), blocks[0])  # type: ignore[no-untyped-call]
+        if determined is None:
             return total
-        return super().sum_log_prob(values, valid)
+        rest = determined.log_prob(values, valid, self._log_probs)
+        return total + torch.where(valid.expand(values.shape).index_select(-1, determined.columns), rest, 0.0).sum(-1)
 
     def log_normaliser(self) -> Tensor:
         """Returns log sum exp of each column's scores, [.., B, C]; its cost is linear in K."""
@@ -132,17 +156,22 @@ class CategoricalCells(CellDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self._codes(scores.argmax(-1) for scores in self._scores())
+        codes, determined = self._codes(scores.argmax(-1) for scores in self._scores()), self.field.determined
+        return codes if determined is None else determined.joined(codes, determined.code_of(codes[..., determined.places].long()))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Inverts each column's distribution function: one uniform number per cell."""
-        shape = (*self.logits.shape[:-1], self.field.size, 1)
+        shape, determined = (*self.logits.shape[:-1], len(self.field.free_sizes), 1), self.field.determined
         uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.logits.device)
-        return self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
+        codes = self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
+        return codes if determined is None else determined.joined(codes, determined.sample(codes, generator))
+
+    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+        return found if self.field.determined is None else self.field.determined.settled(found, values, valid)
 
     def _scores(self) -> tuple[Tensor, ...]:
-        """Returns each column's scores, [.., B, its size]."""
-        return torch.split(self.logits, self.field.sizes, -1)
+        """Returns the scores of each column that decides for itself, [.., B, its size]."""
+        return torch.split(self.logits, self.field.free_sizes, -1)
 
     @staticmethod
     def _codes(columns: Iterable[Tensor]) -> Tensor:
@@ -161,6 +190,8 @@ def inverse_of_sums(scores: Tensor, uniform: Tensor) -> Tensor:
 class Categorical(Likelihood):
     """Columns of categories, stored as codes 0..size-1; `sizes` counts each column's categories. Other codes are not looked for.
 
+    rules: of each column None, or by which other one it is determined, as Determined takes them.
+
     For the encoder a column of up to MAX_ONE_HOT categories is one-hot, and one of more an embedding, learned in the
     submodule `embedding` under the column's number. The features of the one-hot columns come first.
     """
@@ -169,14 +200,16 @@ class Categorical(Likelihood):
     one_hot_offsets: Tensor
     cell_of: Tensor
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], rules: Sequence[Rule | None] | None = None) -> None:
         super().__init__()
         if not sizes or min(sizes) < 1:
             raise ValueError(f"sizes is {list(sizes)}; a column has one category at least, and a field one column")
         self.sizes = list(sizes)
         self.size = len(self.sizes)
-        self.num_outputs = sum(self.sizes)
-        self.columns = nn.ModuleList(Block(self.sizes[first:last]) for first, last in blocks_of(self.sizes))
+        self.determined = None if rules is None else Determined(self.sizes, rules)
+        self.free_sizes = self.sizes if self.determined is None else [self.sizes[column] for column in self.determined.free.tolist()]
+        self.num_outputs = sum(self.free_sizes)
+        self.columns = nn.ModuleList(Block(self.free_sizes[first:last]) for first, last in blocks_of(self.free_sizes))
         self.embedded = [column for column, size in enumerate(self.sizes) if size > MAX_ONE_HOT]
         self.one_hot = [column for column, size in enumerate(self.sizes) if size <= MAX_ONE_HOT]
         if self.embedded:
@@ -187,7 +220,7 @@ class Categorical(Likelihood):
         self.num_one_hot = sum(self.sizes[column] for column in self.one_hot)
         cell_of = torch.repeat_interleave(torch.tensor([*self.one_hot, *self.embedded]), widths)
         self.register_buffer("cell_of", cell_of, persistent=False)
-        for name, counted in (("offsets", self.sizes), ("one_hot_offsets", [self.sizes[column] for column in self.one_hot])):
+        for name, counted in (("offsets", self.free_sizes), ("one_hot_offsets", [self.sizes[column] for column in self.one_hot])):
             begins = torch.tensor(counted, dtype=torch.int64)
             self.register_buffer(name, begins.cumsum(0) - begins, persistent=False)
 

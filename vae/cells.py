@@ -32,9 +32,13 @@ class CellDistribution(ABC):
     def log_prob(self, values: Tensor) -> Tensor:
         """Returns log p of the stored values [B, D] in nats, [B, D] or [S, B, D]."""
 
+    def observed_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
+        """Returns the same of the observed cells, 0 of the others; valid is [B, D] or [B, 1]."""
+        return torch.where(valid, self.log_prob(values), 0.0)
+
     def sum_log_prob(self, values: Tensor, valid: Tensor) -> Tensor:
         """Returns the sum of log p over a row's observed cells, [B] or [S, B]; valid is [B, D] or [B, 1]."""
-        return torch.where(valid, self.log_prob(values), 0.0).sum(-1)
+        return self.observed_log_prob(values, valid).sum(-1)
 
     @property
     @abstractmethod
@@ -44,6 +48,10 @@ class CellDistribution(ABC):
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Tensor:
         """Returns one draw of every cell, in the field's storage."""
+
+    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+        """Returns cells [.., B, D] that were found for rows, with those changed that the rows' observed cells, values [B, D], determine."""
+        return found
 
 
 class Likelihood(nn.Module, ABC):

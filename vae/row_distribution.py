@@ -37,6 +37,5 @@ class RowDistribution:
         result = {}
         for name, distribution in self.fields.items():
             valid = rows.valid[name]
-            log_prob = distribution.log_prob(without_missing(rows.values[name], valid))
-            result[name] = torch.where(valid, log_prob, 0.0)
+            result[name] = distribution.observed_log_prob(without_missing(rows.values[name], valid), valid)
         return result

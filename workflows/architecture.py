@@ -92,7 +92,7 @@ def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
     name = field.likelihood or default_likelihood(field.kind, whole_list, field.size)
     assert name is not None
     if field.kind == "categorical":
-        return {"likelihood": name, "sizes": [column.num_codes for column in columns]}
+        return {"likelihood": name, "sizes": [column.num_codes for column in columns]} | rules(columns)
     named: dict[str, Any] = {"likelihood": name, "size": field.size}
     if name.endswith("discretised_logistics"):
         named["num_components"] = NUM_COMPONENTS
@@ -107,6 +107,14 @@ def likelihood_of(field: Field, encoding: TableEncoding) -> dict[str, Any]:
             return named | ({"storage": "uint8"} if field.kind == "image" else {})
         case _:
             return named | density(field, name)
+
+
+def rules(columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Returns by which other column of the field some are determined, and how."""
+    if not any(c.determined_by for c in columns):
+        return {}
+    places = {c.name: place for place, c in enumerate(columns)}
+    return {"rules": [None if c.determined_by is None else [places[c.determined_by], c.determined_codes, c.slack] for c in columns]}
 
 
 def density(field: Field, name: str) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def every_likelihood() -> Trained:
         cells = case.support().values[:1].expand(NUM_ROWS)[:, None].contiguous()
         stored = torch.int32 if case.name == "categorical" else torch.float32 if cells.is_floating_point() else cells.dtype
         values[name] = cells.to(stored)
+    fields.append({"name": "town", "likelihood": "categorical", "sizes": [2, 4], "rules": [[1, [0, 1, 1, 0], 0.01], None], "valid_size": 2})
+    values["town"] = torch.zeros(NUM_ROWS, 2, dtype=torch.int32)
     return Trained(VAE(fields, LATENT_DIM, [8]), rows_of(values), Objective())
 
 

@@ -1,0 +1,109 @@
+"""Columns of categories that another one determines: a code and its name, a town and its country.
+
+Given the category a of the one, the other's is f(a) but for a probability e that it is any of its K:
+
+    p(b | a) = (1 - e) [b = f(a)] + e / K,    and where a is missing    p(b | z) = (1 - e) sum_{a: f(a) = b} p(a | z) + e / K.
+
+So it needs nothing of the decoder, and rows that break the rule have a probability too.
+Shapes: S samples, B rows, C columns, H of which are determined and F = C - H are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae.host import may_look_at
+
+# Of a column that another one determines: that one's number, f as codes of all its categories, and e.
+Rule = tuple[int, Sequence[int], float]
+
+
+class Determined(nn.Module):
+    """Which of some columns are determined, and by what. Its buffers are constants and in no state dict.
+
+    sizes: each column's categories; rules: of each column None, or its rule; who determines is not determined.
+    """
+
+    columns: Tensor
+    by: Tensor
+    free: Tensor
+    order: Tensor
+    codes: Tensor
+    log_kept: Tensor
+    log_broken: Tensor
+
+    def __init__(self, sizes: Sequence[int], rules: Sequence[Rule | None]) -> None:
+        super().__init__()
+        if len(rules) != len(sizes):
+            raise ValueError(f"there are {len(rules)} rules for {len(sizes)} columns")
+        found = {column: rule for column, rule in enumerate(rules) if rule is not None}
+        free = [column for column in range(len(sizes)) if column not in found]
+        for column, (by, codes, slack) in found.items():
+            fits = by in free and len(codes) == sizes[by] and all(0 <= code < sizes[column] for code in codes)
+            if not fits or not 0 < slack < 1:
+                raise ValueError(
+                    f"column {column} of {list(sizes)} categories cannot be determined by {by} with codes {list(codes)}, {slack}"
+                )
+        self.sizes = [sizes[column] for column in found]
+        self.slacks = [slack for _, _, slack in found.values()]
+        self.places = [free.index(by) for by, _, _ in found.values()]  # among the free ones
+        most = max(len(codes) for _, codes, _ in found.values())
+        padded = [[*codes, *[-1] * (most - len(codes))] for _, codes, _ in found.values()]
+        constants: dict[str, Sequence[object]] = {
+            "columns": [*found],
+            "by": [by for by, _, _ in found.values()],
+            "free": free,
+            "order": torch.tensor([*free, *found]).argsort().tolist(),
+            "codes": padded,
+            "log_kept": [math.log(1 - slack + slack / size) for slack, size in zip(self.slacks, self.sizes, strict=True)],
+            "log_broken": [math.log(slack / size) for slack, size in zip(self.slacks, self.sizes, strict=True)],
+        }
+        for name, numbers in constants.items():
+            self.register_buffer(name, torch.tensor(numbers), persistent=False)
+
+    def code_of(self, codes: Tensor) -> Tensor:
+        """Returns f of the determining columns' codes [.., H]."""
+        return self.codes.T.gather(0, codes.flatten(0, -2)).view(codes.shape)
+
+    def log_prob(self, values: Tensor, valid: Tensor | None, log_probs: Callable[[int], Tensor]) -> Tensor:
+        """Returns log p of the determined columns' codes, [B, H] or [.., B, H]; values, valid [B, C] (None: all are there).
+
+        log_probs: gives those of one free column's categories, [.., B, K]; asked for where one that determines may be missing.
+        """
+        codes, by = values.index_select(-1, self.columns).long(), values.index_select(-1, self.by).long()
+        given = torch.where(self.code_of(by) == codes, self.log_kept, self.log_broken)
+        if valid is None:
+            return given
+        valid = valid.expand(values.shape)
+        missing = valid.index_select(-1, self.columns) & ~valid.index_select(-1, self.by)
+        if may_look_at(missing) and not bool(missing.any()):
+            return given
+        parts = []
+        for column, (place, slack, size) in enumerate(zip(self.places, self.slacks, self.sizes, strict=True)):
+            p = log_probs(place).exp()
+            is_of = self.codes[column, : p.shape[-1]] == codes[:, column, None]
+            parts.append(torch.log((1 - slack) * torch.where(is_of, p, 0.0).sum(-1) + slack / size))
+        return torch.where(missing, torch.stack(parts, -1), given)
+
+    def sample(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns draws of the determined columns, [.., B, H], given those of the free ones, [.., B, F]."""
+        codes = self.code_of(drawn[..., self.places].long())
+        uniform = torch.rand(codes.shape, generator=generator, device=generator.device, dtype=torch.float64).to(codes.device)
+        slack, size = (torch.tensor(numbers, dtype=torch.float64, device=codes.device) for numbers in (self.slacks, self.sizes))
+        return torch.where(uniform < slack, (uniform / slack * size).floor().clamp(max=size - 1).long(), codes)
+
+    def joined(self, free: Tensor, determined: Tensor) -> Tensor:
+        """Returns cells [.., B, C] of those of the free columns and the determined ones."""
+        determined = determined.to(free.dtype).expand(*free.shape[:-1], -1)
+        return torch.cat([free, determined], -1).index_select(-1, self.order)
+
+    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+        """Returns cells [.., B, C] for rows whose cells are those of values [B, C] where valid: determined by what is there."""
+        by = values.index_select(-1, self.by).long()
+        is_given = valid.expand(values.shape).index_select(-1, self.by)
+        codes = torch.where(is_given, self.code_of(torch.where(is_given, by, 0)), found.index_select(-1, self.columns))
+        return found.index_copy(-1, self.columns, codes.to(found.dtype))
