@@ -4,7 +4,9 @@ An integer is rounded with a probability of its row, whatever it is: with the ma
 
     p(k) = (1 - r) P[k - 1/2, k + 1/2] + r P[k - c/2, k + c/2] where k is a multiple of c (counted from some integer), else the first alone.
 
-Both sum to 1 over the integers that they are of. Shapes: S samples, B rows, D cells, H cells with heaps among them.
+Both sum to 1 over the integers that they are of. So far out that float32 does not tell a multiple from its neighbours, no integer nearest
+to it is rounded: these have P[k - 1/2, k + 1/2], whose sum is that of their multiple's interval.
+Shapes: S samples, B rows, D cells, H cells with heaps among them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ MIN_SHARE = 1e-4
 MAX_SCORE = 1e30
 # Half the distance of the float32 numbers near 1: how much, relatively, storing moves a number.
 STORED = 2.0**-24
+# Where storing moves a multiple by less than this share of a step of the grid it is told from its neighbours: by less than a half.
+TOLD = 0.4
 
 
 class Heaps(nn.Module):
@@ -62,29 +66,25 @@ class Heaps(nn.Module):
         """Returns width, mean, scale, step, phase and the first and last multiple of every cell, float64 [7, H]."""
         return self.warp.double().sum(0)
 
-    def intervals(self, values: Tensor) -> tuple[Interval, Tensor]:
-        """Returns the intervals of the multiples that are nearest to stored numbers [B, D], and which of these are multiples, [B, H].
-
-        A number whose position float32 does not tell from its neighbour's is none: its probability is too low then, never too high.
-        """
+    def intervals(self, values: Tensor) -> tuple[Interval, Tensor, Tensor]:
+        """Returns the intervals of the multiples that are nearest to stored numbers [B, D], which of these are multiples, and which of the
+        multiples float32 tells from their neighbours, [B, H]."""
         width, mean, scale, step, phase, first, last = self.numbers()
-        y = values.index_select(-1, self.cells)
-        u = y.double() * scale + mean
-        position = width * torch.sinh(u)
+        position = width * torch.sinh(values.index_select(-1, self.cells).double() * scale + mean)
         multiple = nearest(position, step, phase, first, last)
-        doubt = STORED * (u - mean).abs() * torch.hypot(width, position)
         begin, end = (((torch.asinh((multiple + by * step) / width)) - mean) / scale for by in (-0.5, 0.5))
         middle, half_width = (part.to(values.dtype) for part in (0.5 * (begin + end), 0.5 * (end - begin)))
-        is_multiple = (position - multiple).abs() + doubt < 0.5
-        return Interval(middle, half_width, multiple <= first, multiple >= last), is_multiple
+        interval = Interval(middle, half_width, multiple <= first, multiple >= last)
+        return interval, (position - multiple).abs() < 0.5, is_told(torch.asinh(multiple / width), width, mean)
 
     def rounded(self, drawn: Tensor, log_share: Tensor, generator: torch.Generator) -> Tensor:
         """Returns drawn stored numbers [.., B, D] of which those cells that have heaps are rounded with their probability [.., B, H]."""
         width, mean, scale, step, phase, first, last = self.numbers()
         y = drawn.index_select(-1, self.cells)
         multiple = nearest(width * torch.sinh(y.double() * scale + mean), step, phase, first, last)
-        on_multiple = ((torch.asinh(multiple / width) - mean) / scale).to(drawn.dtype)
-        is_rounded = uniform_like(y, generator) < log_share.exp()
+        warped = torch.asinh(multiple / width)
+        on_multiple = ((warped - mean) / scale).to(drawn.dtype)
+        is_rounded = (uniform_like(y, generator) < log_share.exp()) & is_told(warped, width, mean)
         return drawn.index_copy(-1, self.cells, torch.where(is_rounded, on_multiple, y))
 
 
@@ -93,13 +93,19 @@ def nearest(position: Tensor, step: Tensor, phase: Tensor, first: Tensor, last: 
     return torch.clamp(torch.round((position - phase) / step) * step + phase, first, last)
 
 
+def is_told(warped: Tensor, width: Tensor, mean: Tensor) -> Tensor:
+    """Returns which positions float32 tells from their neighbours, bool [.., B, H], of their asinh."""
+    return STORED * (warped - mean).abs() * width * torch.cosh(warped) < TOLD
+
+
 def log_shares(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log-probabilities that a cell is rounded, and that it is not, of log-odds [.., B, H]."""
     scores = scores.clamp(-MAX_SCORE, MAX_SCORE)
     return F.logsigmoid(scores), F.logsigmoid(-scores)
 
 
-def log_heaped(fine: Tensor, coarse: Tensor, is_multiple: Tensor, log_shares: tuple[Tensor, Tensor]) -> Tensor:
+def log_heaped(fine: Tensor, coarse: Tensor, is_multiple: Tensor, told: Tensor, log_shares: tuple[Tensor, Tensor]) -> Tensor:
     """Returns log p(k) of the logs of the masses P of a step and of a coarser one, [.., B, H]."""
     rounded, unrounded = log_shares
-    return torch.where(is_multiple, torch.logaddexp(rounded + coarse, unrounded + fine), unrounded + fine)
+    heaped = torch.where(is_multiple, torch.logaddexp(rounded + coarse, unrounded + fine), unrounded + fine)
+    return torch.where(told, heaped, fine)

@@ -171,9 +171,9 @@ class HeapedMassCells(LogisticsMassCells):
     def log_masses(self, values: Tensor, log_mass: Callable[..., Tensor]) -> Tensor:
         cells = self.heaps.cells
         fine = log_mass(self.grid.interval(values), *self.components)
-        intervals, is_multiple = self.heaps.intervals(values)
+        intervals, is_multiple, told = self.heaps.intervals(values)
         coarse = log_mass(intervals, *(part.index_select(-1, cells) for part in self.components))
-        return fine.index_copy(-1, cells, log_heaped(fine.index_select(-1, cells), coarse, is_multiple, self.log_shares))
+        return fine.index_copy(-1, cells, log_heaped(fine.index_select(-1, cells), coarse, is_multiple, told, self.log_shares))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         return self.heaps.rounded(super().sample(generator), self.log_shares[0], generator)

@@ -54,7 +54,8 @@ def test_after_a_warp_the_coarser_step_is_one_of_integers() -> None:
         [0.0, 1.0, 500.0, 999.0, 1000.0, 52_000.0, 52_001.0, 51_999.0, 250_000.0, 999_999.0, 1_000_000.0, 1_000_001.0]
     ).double()
     stored = ((torch.asinh(k / width) - mean) / scale).float()[:, None]
-    intervals, is_multiple = heaps.intervals(stored)
+    intervals, is_multiple, told = heaps.intervals(stored)
+    assert told.all()
     assert is_multiple[:, 0].tolist() == (k % 1000 == 0).tolist()
     multiple = (k / 1000).round() * 1000
     begin, end = (((torch.asinh((multiple + side) / width) - mean) / scale).float() for side in (-500, 500))
@@ -73,10 +74,10 @@ def test_after_a_warp_the_coarser_step_is_one_of_integers() -> None:
     k=st.integers(-(10**8), 10**8),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_no_number_is_taken_for_a_multiple_that_is_none(
+def test_multiples_are_known_where_they_are_told_from_their_neighbours(
     width: float, mean: float, scale: float, step: int, phase: int, k: int, dtype: torch.dtype
 ) -> None:
-    """Whatever float32 does to the stored number, on the model's types; where its digits do, multiples are known."""
+    """Whatever float32 does to the stored number, on the model's types; up to 2^16 steps after a warp and 2^22 without one all are told."""
     warped = WarpedGrid(1, [width], [mean], [scale], [-NO_END], [NO_END])
     linear = LinearGrid(1, [0.5 / scale / 1000], [-1e30], [1e30])
     for grid, stored, known in (
@@ -84,11 +85,40 @@ def test_no_number_is_taken_for_a_multiple_that_is_none(
         (linear, k / scale / 1000, abs(k) < 2**22),
     ):
         heaps = Heaps(grid, [[step, phase, 0.5]]).to(dtype)
-        _, is_multiple = heaps.intervals(torch.tensor([[stored]], dtype=torch.float32))
-        truth = (k - phase) % step == 0
-        assert is_multiple.item() <= truth
-        if known:
-            assert is_multiple.item() == truth
+        _, is_multiple, told = heaps.intervals(torch.tensor([[stored]], dtype=torch.float32))
+        if told:
+            assert is_multiple.item() == ((k - phase) % step == 0)
+        assert told.item() >= known
+
+
+def test_far_out_where_float32_does_not_tell_them_no_number_is_rounded_and_all_probabilities_sum_to_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told are 3 multiples around the mean if cells had 6 digits of 2. No number pays for a rounding that nobody could see."""
+    monkeypatch.setattr("vae.heaps.STORED", 2.0**-6)
+    k = torch.arange(-300, 301, dtype=torch.float64)
+    for name, grid, y in (
+        ("discretised_logistics", {"half_width": [0.05], "lower": [-30.0], "upper": [30.0]}, k / 10),
+        (
+            "warped_discretised_logistics",
+            {"width": [3.0], "mean": [0.5], "scale": [1.25], "lower": [-300], "upper": [300]},
+            (torch.asinh(k / 3) - 0.5) / 1.25,
+        ),
+    ):
+        plain, heaped = (LIKELIHOODS[name](size=1, **grid, heaps=heaps).double() for heaps in (None, [[9, 0.0, 0.99]]))
+        outputs = outputs_of(heaped, 1, 0)
+        with torch.no_grad():
+            one, other = plain(outputs[:, :-1]).log_prob(y[:, None])[:, 0], heaped(outputs.expand(len(y), -1)).log_prob(y[:, None])[:, 0]
+            drawn = heaped(outputs.expand(5000, -1)).sample(generator())[:, 0]
+        assert other.exp().sum().item() == pytest.approx(1, abs=1e-6)
+        near = one != other
+        assert 9 <= near.sum() <= 60
+        assert (near.nonzero().diff(dim=0) == 1).all()
+        assert k[near].abs().max() < 40
+        at = torch.searchsorted(y, drawn.clamp(y[0], y[-1]) - 1e-9)
+        for multiple in k[near & (k % 9 == 0)].tolist():
+            share = ((y[at] - drawn).abs() < 1e-9)[k[at] == multiple].double().sum() / len(drawn)
+            assert share.item() == pytest.approx(other[k == multiple].exp().item(), abs=0.05)
 
 
 @pytest.mark.parametrize(("output", "end", "multiple"), [(-60.0, 0, 1), (60.0, 18, 17)])
