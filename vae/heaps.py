@@ -74,7 +74,7 @@ class Heaps(nn.Module):
         multiple = nearest(position, step, phase, first, last)
         begin, end = (((torch.asinh((multiple + by * step) / width)) - mean) / scale for by in (-0.5, 0.5))
         middle, half_width = (part.to(values.dtype) for part in (0.5 * (begin + end), 0.5 * (end - begin)))
-        interval = Interval(middle, half_width, multiple <= first, multiple >= last)
+        interval = Interval(middle, half_width, multiple < first + 0.5, multiple > last - 0.5)
         return interval, (position - multiple).abs() < 0.5, is_told(torch.asinh(multiple / width), width, mean)
 
     def rounded(self, drawn: Tensor, log_share: Tensor, generator: torch.Generator) -> Tensor:

@@ -121,6 +121,16 @@ def test_far_out_where_float32_does_not_tell_them_no_number_is_rounded_and_all_p
             assert share.item() == pytest.approx(other[k == multiple].exp().item(), abs=0.05)
 
 
+@given(mean=st.floats(50, 200), scale=st.floats(20, 80), multiple=st.integers(0, 9))
+def test_bytes_have_all_of_the_mass_though_no_float_holds_the_ends_of_their_range(mean: float, scale: float, multiple: int) -> None:
+    ends = {"half_width": [0.5 / scale], "lower": [(0 - mean) / scale], "upper": [(255 - mean) / scale]}
+    likelihood = LIKELIHOODS["discretised_logistics"](size=1, **ends, heaps=[[10, multiple - mean, 0.7]])
+    y = ((torch.arange(256).double() - mean) / scale).float()[:, None]
+    with torch.no_grad():
+        p = likelihood(torch.zeros(256, likelihood.num_outputs)).log_prob(y).exp().double()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize(("output", "end", "multiple"), [(-60.0, 0, 1), (60.0, 18, 17)])
 def test_whoever_is_far_out_is_in_the_end_of_the_range_or_its_last_multiple(output: float, end: int, multiple: int) -> None:
     likelihood = LIKELIHOODS["discretised_logistics"](
