@@ -49,8 +49,8 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
-        column = with_heap(replace(column, spike=spike), values, counted, counts, sketch.count, tails)
         tails = tails if spike is None else (tails_beside(spike[0], sketch) or tails)
+        return with_heap(with_tails(replace(column, spike=spike), summary, tails), values, counted, counts, sketch.count)
     return with_tails(column, summary, tails)
 
 
@@ -99,12 +99,9 @@ def with_steps(column: Column, lattice: Lattice, minimum: float) -> Column:
     return replace(column, resolution=step, origin=origin, off_grid=off, lower=lower, reason=f"{column.reason}; {said}")
 
 
-def with_heap(
-    column: Column, values: pa.DataType, counted: NDArray[Any], counts: Counts, total: int, tails: tuple[float, float] | None
-) -> Column:
+def with_heap(column: Column, values: pa.DataType, counted: NDArray[Any], counts: Counts, total: int) -> Column:
     """Returns a column of numbers on a grid with the coarser step to which many of them are rounded, if there is one."""
-    assert column.resolution is not None
-    heap = heap_of(column.resolution, column.origin, counted, counts, total, tails[1] if tails else column.scale)
+    heap = heap_of(column, counted, counts, total)
     if heap is None:
         return column
     step, multiple, share = heap
