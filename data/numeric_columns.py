@@ -106,8 +106,14 @@ def with_heap(column: Column, values: pa.DataType, counted: NDArray[Any], counts
         return column
     step, multiple, share = heap
     origin = multiple % step
-    said = duration(int(step), values) if is_temporal(values) else f"{step:,g}" + (f" from {origin:g}" if origin else "")
-    return replace(column, heap=heap, reason=f"{column.reason}; {share:.1%} rounded to steps of {said}")
+    said = duration(int(step), values) if is_temporal(values) else in_digits(step) + (f" from {in_digits(origin)}" if origin else "")
+    least = "at least " if counts.sum() < total else ""
+    return replace(column, heap=heap, reason=f"{column.reason}; {least}{share:.1%} rounded to steps of {said}")
+
+
+def in_digits(number: float) -> str:
+    """Returns a number with all of its digits where it is whole, else with six."""
+    return f"{number:,.0f}" if number == round(number) else f"{number:g}"
 
 
 def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:

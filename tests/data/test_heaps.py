@@ -74,6 +74,14 @@ def test_the_coarser_step_and_the_share_that_is_rounded_to_it_are_found(name: st
     assert Column(**TableEncoding(pa.schema([("x", values.type)]), (column,), None).to_json()["columns"][0]) == column
 
 
+def test_whole_steps_are_said_in_all_of_their_digits_and_a_share_that_is_not_counted_out_as_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    millions = column_of(pa.array(rounded(rng.normal(8e6, 2e6, N).round(), 10**6, 0.8, rng, 123_456).astype(np.int64)))
+    assert millions.reason.endswith("% rounded to steps of 1,000,000 from 123,456")
+    floats = column_of(pa.array(rounded(np.exp(rng.normal(9, 0.7, N)).round(), 100, 0.6, rng)), N)  # more values than are counted
+    assert "; at least " in floats.reason
+
+
 def smooth(kind: str, rng: np.random.Generator, n: int) -> NDArray[Any]:
     match kind:
         case "normal":
