@@ -30,6 +30,8 @@ MAX_SCORE = 1e30
 STORED = 2.0**-24
 # Where storing moves a multiple by less than this share of a step of the grid it is told from its neighbours: by less than a half.
 TOLD = 0.4
+# Where float64 leaves nothing of a coarser step, none is told; the logarithm of its mass and its slopes are finite nevertheless.
+NARROWEST = 2.0**-100
 
 
 class Heaps(nn.Module):
@@ -73,7 +75,7 @@ class Heaps(nn.Module):
         position = width * torch.sinh(values.index_select(-1, self.cells).double() * scale + mean)
         multiple = nearest(position, step, phase, first, last)
         begin, end = (((torch.asinh((multiple + by * step) / width)) - mean) / scale for by in (-0.5, 0.5))
-        middle, half_width = (part.to(values.dtype) for part in (0.5 * (begin + end), 0.5 * (end - begin)))
+        middle, half_width = (part.to(values.dtype) for part in (0.5 * (begin + end), (0.5 * (end - begin)).clamp(min=NARROWEST)))
         interval = Interval(middle, half_width, multiple < first + 0.5, multiple > last - 0.5)
         return interval, (position - multiple).abs() < 0.5, is_told(torch.asinh(multiple / width), width, mean)
 

@@ -145,6 +145,22 @@ def test_whoever_is_far_out_is_in_the_end_of_the_range_or_its_last_multiple(outp
     assert p.sum().item() == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("output", [-1e30, -3.0, 0.0, 30.0, 1e30])
+@pytest.mark.parametrize("value", [-3e38, 25.0, 29.3, 1e6, 1e18, 3e38])
+def test_cells_so_far_out_that_float64_does_not_hold_the_coarser_step_have_finite_slopes(value: float, output: float) -> None:
+    """Such as 2^63 - 1 for what is not known, among salaries of some ten thousands."""
+    for name, grid in (
+        ("discretised_logistics", {"half_width": [0.001], "lower": [-1e18], "upper": [1e18]}),
+        ("warped_discretised_logistics", {"width": [3e4], "mean": [0.2], "scale": [1.3], "lower": [-3e4], "upper": [NO_END]}),
+    ):
+        likelihood = LIKELIHOODS[name](size=1, **grid, heaps=[[1000, 0.0, 0.7]])
+        outputs = torch.full((1, likelihood.num_outputs), output, requires_grad=True)
+        cells = torch.tensor([[value]])
+        total = likelihood(outputs).sum_log_prob(cells, torch.ones(1, 1, dtype=torch.bool)) + likelihood(outputs).log_prob(cells).sum()
+        for tensor in (total, *torch.autograd.grad(total.sum(), [outputs, *likelihood.parameters()])):
+            assert tensor.isfinite().all()
+
+
 def test_cells_without_heaps_are_as_if_no_cell_had_some() -> None:
     grid = {"half_width": [0.1, 0.2, 0.3], "lower": [-1e3] * 3, "upper": [1e3] * 3}
     plain, heaped = (LIKELIHOODS["discretised_logistics"](size=3, **grid, heaps=heaps) for heaps in (None, [None, [5, 0.0, 0.5], None]))
