@@ -17,6 +17,7 @@ from vae.heaps import Heaps
 from vae.likelihoods import LIKELIHOODS
 
 NO_END = 2.0**63
+NO_SPIKE = torch.zeros(5, 1, dtype=torch.bool)
 
 
 def naive_mass(components: Any, begin: Tensor, end: Tensor) -> Tensor:
@@ -46,10 +47,23 @@ def test_an_integer_is_rounded_with_a_probability_whatever_it_is() -> None:
     torch.testing.assert_close(distribution.log_prob(y).exp()[:, 0], expected, rtol=1e-6, atol=1e-9)
 
 
+def test_a_spike_is_not_rounded() -> None:
+    """A third of the rows are 99 for what is not known, among multiples of 5; and prices of .99 have some that are 0."""
+    spike, grid = -0.75, {"half_width": [0.125], "lower": [-1e3], "upper": [1e3]}
+    likelihood = LIKELIHOODS["discretised_logistics"](size=1, **grid, heaps=[[4, 0.0, 0.99]], spikes=[[spike, 0.3]]).double()
+    outputs = torch.zeros(4000, likelihood.num_outputs, dtype=torch.float64)
+    with torch.no_grad():
+        p = likelihood(outputs[:1]).log_prob(torch.tensor([[spike], [0.0]], dtype=torch.float64)).exp()[:, 0].tolist()
+        drawn = likelihood(outputs).sample(generator())[:, 0]
+    assert p[0] == pytest.approx(0.3, abs=0.01)
+    assert ((drawn - spike).abs() < 0.125).double().mean().item() == pytest.approx(p[0], abs=0.03)
+    assert (drawn == 0).double().mean().item() == pytest.approx(p[1], abs=0.03)
+
+
 def test_after_a_warp_the_coarser_step_is_one_of_integers() -> None:
     """Dollars up to some millions, rounded to thousands: both intervals are the warp's of half steps, and multiples are told in float32."""
     width, mean, scale = 30_000.0, 0.4, 1.3
-    heaps = Heaps(WarpedGrid(1, [width], [mean], [scale], [0.0], [NO_END]), [[1000, 0, 0.9]])
+    heaps = Heaps(WarpedGrid(1, [width], [mean], [scale], [0.0], [NO_END]), [[1000, 0, 0.9]], NO_SPIKE)
     k = torch.tensor(
         [0.0, 1.0, 500.0, 999.0, 1000.0, 52_000.0, 52_001.0, 51_999.0, 250_000.0, 999_999.0, 1_000_000.0, 1_000_001.0]
     ).double()
@@ -84,7 +98,7 @@ def test_multiples_are_known_where_they_are_told_from_their_neighbours(
         (warped, (math.asinh(k / width) - mean) / scale, abs(k) < 2**16),
         (linear, k / scale / 1000, abs(k) < 2**22),
     ):
-        heaps = Heaps(grid, [[step, phase, 0.5]]).to(dtype)
+        heaps = Heaps(grid, [[step, phase, 0.5]], NO_SPIKE).to(dtype)
         _, is_multiple, told = heaps.intervals(torch.tensor([[stored]], dtype=torch.float32))
         if told:
             assert is_multiple.item() == ((k - phase) % step == 0)
