@@ -49,8 +49,8 @@ def numeric_column(name: str, values: pa.DataType, kind: str, summary: ColumnSum
             return spiked_column(column, summary, atoms)
     if column.resolution is not None:
         spike = spike_on(column.resolution, column.origin, counted, counts, sketch.count)
-        column = with_heap(replace(column, spike=spike), values, counted, counts, sketch.count, tails)
         tails = tails if spike is None else (tails_beside(spike[0], sketch) or tails)
+        return with_heap(with_tails(replace(column, spike=spike), summary, tails), values, counted, counts, sketch.count)
     return with_tails(column, summary, tails)
 
 
@@ -99,18 +99,21 @@ def with_steps(column: Column, lattice: Lattice, minimum: float) -> Column:
     return replace(column, resolution=step, origin=origin, off_grid=off, lower=lower, reason=f"{column.reason}; {said}")
 
 
-def with_heap(
-    column: Column, values: pa.DataType, counted: NDArray[Any], counts: Counts, total: int, tails: tuple[float, float] | None
-) -> Column:
+def with_heap(column: Column, values: pa.DataType, counted: NDArray[Any], counts: Counts, total: int) -> Column:
     """Returns a column of numbers on a grid with the coarser step to which many of them are rounded, if there is one."""
-    assert column.resolution is not None
-    heap = heap_of(column.resolution, column.origin, counted, counts, total, tails[1] if tails else column.scale)
+    heap = heap_of(column, counted, counts, total)
     if heap is None:
         return column
     step, multiple, share = heap
     origin = multiple % step
-    said = duration(int(step), values) if is_temporal(values) else f"{step:,g}" + (f" from {origin:g}" if origin else "")
-    return replace(column, heap=heap, reason=f"{column.reason}; {share:.1%} rounded to steps of {said}")
+    said = duration(int(step), values) if is_temporal(values) else in_digits(step) + (f" from {in_digits(origin)}" if origin else "")
+    least = "at least " if counts.sum() < total else ""
+    return replace(column, heap=heap, reason=f"{column.reason}; {least}{share:.1%} rounded to steps of {said}")
+
+
+def in_digits(number: float) -> str:
+    """Returns a number with all of its digits where it is whole, else with six."""
+    return f"{number:,.0f}" if number == round(number) else f"{number:g}"
 
 
 def spiked_column(column: Column, summary: ColumnSummary, atoms: list[list[float]]) -> Column:

@@ -21,7 +21,7 @@ SMALLEST_MASS = 1e-25
 def log_mixture_mass(interval: Interval, log_weights: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
     """Returns the log mass of each interval [B, D] in its cell's mixture, parameters [.., B, K, D]: [.., B, D].
 
-    log_weights are normalised over K.
+    log_weights are normalised over K, or the mass is that of as many of all rows as their sum says.
     """
     log_masses = log_logistic_mass(interval.unsqueezed(-2), location, log_scale)
     return torch.logsumexp(log_weights + log_masses, -2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
 from vae.grids import Grid, LinearGrid, WarpedGrid
-from vae.heaps import Heaps, log_heaped, log_shares
+from vae.heaps import Heaps, log_shares
 from vae.logistic_mass import log_logistic_density
 from vae.mixture_mass import log_mixture_mass, log_mixture_mass_by_hand
 
@@ -33,7 +33,11 @@ class Components(NamedTuple):
         return (self.log_weights.exp() * self.location).sum(-2)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Returns one draw of every cell, [.., B, D]: a component, then a logistic number of it by inversion."""
+        """Returns one draw of every cell, [.., B, D]."""
+        return self.draw(generator)[0]
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns one draw of every cell, and the component that it is of, [.., B, D]: a logistic number of this, by inversion."""
         sums = self.log_weights.exp().cumsum(-2)
         first = sums[..., :1, :]
         below = sums <= uniform_like(first, generator) * sums[..., -1:, :]
@@ -41,7 +45,7 @@ class Components(NamedTuple):
         location, log_scale = self.location.gather(-2, component), self.log_scale.gather(-2, component)
         # Float64, whose uniform numbers reach as far out as anyone looks; 0 is not one of them.
         uniform = uniform_like(first.double(), generator).clamp_(min=2.0**-54)
-        return (location + log_scale.exp() * torch.logit(uniform).to(location.dtype)).squeeze(-2)
+        return (location + log_scale.exp() * torch.logit(uniform).to(location.dtype)).squeeze(-2), component.squeeze(-2)
 
 
 class Mixture(Likelihood):
@@ -156,7 +160,8 @@ class LogisticsMassCells(CellDistribution):
 
 
 class HeapedMassCells(LogisticsMassCells):
-    """The same where some cells' integers are rounded to multiples of a coarser step with the probabilities log_shares, [.., B, H] each."""
+    """The same where some cells' integers are rounded to multiples of a coarser step, with the log-probabilities log_shares [.., B, H] that
+    they are and that they are not."""
 
     def __init__(self, components: Components, grid: Grid, heaps: Heaps, log_shares: tuple[Tensor, Tensor]) -> None:
         super().__init__(components, grid)
@@ -170,13 +175,18 @@ class HeapedMassCells(LogisticsMassCells):
 
     def log_masses(self, values: Tensor, log_mass: Callable[..., Tensor]) -> Tensor:
         cells = self.heaps.cells
-        fine = log_mass(self.grid.interval(values), *self.components)
-        intervals, is_multiple = self.heaps.intervals(values)
-        coarse = log_mass(intervals, *(part.index_select(-1, cells) for part in self.components))
-        return fine.index_copy(-1, cells, log_heaped(fine.index_select(-1, cells), coarse, is_multiple, self.log_shares))
+        intervals, is_multiple, told = self.heaps.intervals(values)
+        log_weights, *parts = (part.index_select(-1, cells) for part in self.components)
+        rounded, unrounded = self.heaps.log_weights(log_weights, told, self.log_shares)
+        coarse = log_mass(intervals, rounded, *parts)
+        all_weights = self.components.log_weights.expand(*unrounded.shape[:-1], -1).index_copy(-1, cells, unrounded)
+        fine = log_mass(self.grid.interval(values), all_weights, *self.components[1:])
+        alone = fine.index_select(-1, cells)
+        return fine.index_copy(-1, cells, torch.where(is_multiple & told, torch.logaddexp(coarse, alone), alone))
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        return self.heaps.rounded(super().sample(generator), self.log_shares[0], generator)
+        drawn, component = self.components.draw(generator)
+        return self.heaps.rounded(self.grid.to_storage(drawn), component, self.log_shares[0], generator)
 
 
 class LogisticsMass(Mixture):
@@ -203,7 +213,7 @@ class LogisticsMass(Mixture):
         self.start_on(spikes, made)
         self.heaps, self.num_of_mixtures = None, self.num_outputs
         if heaps is not None:
-            self.heaps = Heaps(made, heaps)
+            self.heaps = Heaps(made, heaps, self.reach != 1)
             self.heap_scores = nn.Parameter(self.heaps.start)
             self.num_outputs += len(self.heaps.start)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data.column import Column
 from data.columns import Rules, decide_columns
 from data.encoding import TableEncoding
+from data.heaps import places_of, told_apart
 from data.statistics import merge_all, summarise_table
 
 N = 3000
@@ -73,6 +74,14 @@ def test_the_coarser_step_and_the_share_that_is_rounded_to_it_are_found(name: st
     assert Column(**TableEncoding(pa.schema([("x", values.type)]), (column,), None).to_json()["columns"][0]) == column
 
 
+def test_whole_steps_are_said_in_all_of_their_digits_and_a_share_that_is_not_counted_out_as_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    millions = column_of(pa.array(rounded(rng.normal(8e6, 2e6, N).round(), 10**6, 0.8, rng, 123_456).astype(np.int64)))
+    assert millions.reason.endswith("% rounded to steps of 1,000,000 from 123,456")
+    floats = column_of(pa.array(rounded(np.exp(rng.normal(9, 0.7, N)).round(), 100, 0.6, rng)), N)  # more values than are counted
+    assert "; at least " in floats.reason
+
+
 def smooth(kind: str, rng: np.random.Generator, n: int) -> NDArray[Any]:
     match kind:
         case "normal":
@@ -123,6 +132,41 @@ def test_integers_beyond_float64_are_rounded_too() -> None:
     assert column.base > 0
     assert column.heap is not None
     assert column.heap[:2] == [1000, 0]
+
+
+def test_a_rounding_that_stored_numbers_do_not_show_is_none() -> None:
+    """Float32 tells microseconds of some seconds from their neighbours, and not those of a week: the model could not see a rounding."""
+    rng = np.random.default_rng(0)
+    for span, is_shown in ((5 * 10**6, True), (7 * 86_400 * 10**6, False)):
+        ticks = 1_700_000_000_000_000 + rounded(rng.integers(0, span, N), 1000, 0.9, rng).astype(np.int64)
+        column = column_of(pa.array(ticks).cast(pa.timestamp("us")))
+        assert (column.heap is not None) == is_shown
+
+
+def test_the_share_is_that_of_the_numbers_that_show_it() -> None:
+    rng = np.random.default_rng(0)
+    prices = rounded(np.exp(rng.normal(14.5, 0.8, N)).round(), 1000, 0.9, rng).astype(np.int64)
+    column = column_of(pa.array(prices))
+    told = told_apart(column, prices)
+    assert 0.5 < told.mean() < 0.95
+    assert column.heap is not None
+    assert column.heap[2] == pytest.approx((prices[told] % 1000 == 0).mean(), abs=0.01)
+
+
+def test_numbers_that_are_told_apart_come_back_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    prices = rounded(np.exp(rng.normal(13.5, 1.5, N)).round(), 1000, 0.9, rng).astype(np.int64)
+    column = column_of(pa.array(prices))
+    encoding = TableEncoding(pa.schema([("x", pa.int64())]), (column,), None)
+    cells = encoding.encode(pa.table({"x": prices}), "here")["warped"]
+    back = encoding.decode_column("x", cells, np.ones(N, np.bool_)).to_numpy()
+    told = told_apart(column, prices)
+    assert (back == prices)[told].all()
+    assert not (back == prices)[~told].all()
+
+
+def test_the_least_whole_number_has_its_place() -> None:
+    assert places_of(np.array([-(2**63), -(2**63) + 200]), 100, 92).tolist() == [-(2**63) // 100, -(2**63) // 100 + 2]
 
 
 def test_the_numbers_are_those_of_any_grouping_of_the_rows() -> None:

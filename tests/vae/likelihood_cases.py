@@ -106,6 +106,12 @@ CASES: dict[str, Case] = {
         lambda: numbers([k / 4 for k in range(-8, 11)]),
         lambda y: (4 * y.double()).round().long() + 8,
     ),
+    "heaps beside a spike": Case(
+        "discretised_logistics",
+        {"size": 1, "heaps": [[4.0, -7.0, 0.6]], "spikes": [[-1.0, 0.3]]} | INTEGERS,
+        lambda: numbers([k / 4 for k in range(-8, 11)]),
+        lambda y: (4 * y.double()).round().long() + 8,
+    ),
     "heaps after a warp": Case(
         "warped_discretised_logistics", {"size": 1, "heaps": [[10.0, 5.0, 0.3]]} | WARP, lambda: numbers(warped(-3, 400)), warped_integer
     ),
