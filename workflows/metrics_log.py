@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -123,7 +124,8 @@ class MetricsLog:
             for _ in range(num_lines):
                 self._unsent.popleft()
             self._num_sent += num_lines
-            self._count_path.write_text(str(self._num_sent))
+            with suppress(OSError):  # as of a full disk; then the next opening sends these lines again
+                self._count_path.write_text(str(self._num_sent))
             return len(self._unsent)
 
     def _wait_to_try_again(self, wait_s: float) -> None:
@@ -135,8 +137,8 @@ class MetricsLog:
 
 def read_count(path: Path, num_lines: int) -> int:
     """Returns how many of the lines were sent; none where the file is missing, torn or of another log."""
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdecimal() and int(text) <= num_lines else 0
+    text = path.read_bytes() if path.exists() else b""
+    return int(text) if text.isdigit() and int(text) <= num_lines else 0
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

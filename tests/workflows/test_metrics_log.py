@@ -222,6 +222,25 @@ def test_what_a_closed_log_could_not_send_is_sent_by_the_next(server: Server, st
     assert points(store, run_id, "elbo") == written_points(path, "elbo") != []
 
 
+@pytest.mark.parametrize("damage", ["not writable", "not text"])
+def test_the_count_of_what_was_sent_may_be_lost(damage: str, store: Registry, run_id: str, tmp_path: Path) -> None:
+    path, count = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.sent"
+    if damage == "not text":
+        count.write_bytes(b"\xff\xfe")
+
+    def has_points(number: int) -> bool:
+        return len(points(store, run_id, "elbo")) == number
+
+    with MetricsLog(path, sender(store.uri, run_id)) as log:
+        if damage == "not writable":
+            count.mkdir()
+        for step in range(3):
+            log.append("epoch", step, {"elbo": float(step)})
+            wait_until(partial(has_points, step + 1))
+        assert log.close(LONG_S) == 0
+    assert points(store, run_id, "elbo") == written_points(path, "elbo")
+
+
 def test_a_server_that_never_answers_holds_up_neither_append_nor_close(
     run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
