@@ -70,6 +70,11 @@ def train(state: TrainingState, worker: Worker) -> None:
         entry = finish_epoch(state, validation)
         worker.save(state)
         worker.tell(progress.step, {"kind": "epoch", "step": entry["epoch"], "metrics": entry})
+    if not state.best:
+        raise ComputationError(
+            "the ELBO of the validation rows was finite after no epoch, so that no weights are the best and nothing is registered; look "
+            "for outliers among these rows, or try a lower training.learning_rate under another run.name"
+        )
     state.model.load_state_dict(state.best)
     progress.scores = final_scores(state.model, worker, sides)
     if task.fits_prior:
