@@ -57,7 +57,7 @@ class MetricsLog:
     def append(self, kind: str, step: int, metrics: Mapping[str, float]) -> bool:
         """Returns whether the metrics are new; they are on disk then. A (kind, step) that is there already stays as it is.
 
-        Neither waits for MLflow nor fails because of it. Raises OSError where the disk does not take the line.
+        Neither waits for MLflow nor fails because of it. Raises ServiceError where the disk does not take the line.
         """
         with self._changed:
             if (kind, step) in self._known:
@@ -68,6 +68,8 @@ class MetricsLog:
                 self._file.write(json.dumps(line).encode() + b"\n")
                 self._file.flush()
                 os.fsync(self._file.fileno())
+            except OSError as error:
+                raise ServiceError(f"{self._path} cannot be written: {error}; the same command goes on from the last checkpoint") from error
             finally:  # Ctrl-C may come while the disk works: the line is written, and must not come again
                 self._known.add((kind, step))
                 self._unsent.append(line)
@@ -81,7 +83,8 @@ class MetricsLog:
             self._changed.notify_all()
         self._thread.join(timeout_s)
         with self._changed:
-            self._file.close()
+            with suppress(OSError):  # of what append has said that the disk does not take
+                self._file.close()
             return len(self._unsent)
 
     def __enter__(self) -> MetricsLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import socket
 import subprocess
 import sys
@@ -239,6 +240,22 @@ def test_the_count_of_what_was_sent_may_be_lost(damage: str, store: Registry, ru
             wait_until(partial(has_points, step + 1))
         assert log.close(LONG_S) == 0
     assert points(store, run_id, "elbo") == written_points(path, "elbo")
+
+
+def test_a_full_disk_is_said_and_what_follows_is_kept(tmp_path: Path) -> None:
+    path, sent = tmp_path / "metrics.jsonl", list[Mapping[str, Any]]()
+    log = MetricsLog(path, sent.extend)
+    log.append("epoch", 0, {"elbo": 0.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(ServiceError, match=r"metrics\.jsonl cannot be written: .*File too large"), log:
+            log.append("epoch", 1, {"elbo": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with MetricsLog(path, sent.extend) as log:
+        assert [log.append("epoch", step, {"elbo": float(step)}) for step in range(3)] == [False, True, True]
+    assert [line["step"] for line in lines(path)] == [0, 1, 2]
 
 
 def test_a_server_that_never_answers_holds_up_neither_append_nor_close(
