@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -135,7 +135,10 @@ def record_start(
 
 @contextmanager
 def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
-    """Gives the run's metrics.jsonl, from which MLflow gets them; in other than local storage it is a copy, kept there at the end."""
+    """Gives the run's metrics.jsonl, from which MLflow gets them.
+
+    In other than local storage it is a copy, kept there before MLflow gets its lines: a killed job's next start finds what was sent.
+    """
     send = partial(registry.log_points, str(this.mlflow_run_id))
     if isinstance(this.filesystem, fs.LocalFileSystem):
         with MetricsLog(Path(this.folder) / METRICS, send) as log:
@@ -145,8 +148,13 @@ def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
         copy, kept_at = Path(folder) / METRICS, f"{this.folder}/{METRICS}"
         if this.filesystem.get_file_info(kept_at).type == fs.FileType.File:
             copy.write_bytes(read(this.filesystem, kept_at))
+
+        def keep_and_send(lines: Sequence[Mapping[str, Any]]) -> None:
+            this.write(METRICS, copy.read_bytes())
+            send(lines)
+
         try:
-            with MetricsLog(copy, send) as log:
+            with MetricsLog(copy, keep_and_send) as log:
                 yield log
         finally:
             this.write(METRICS, copy.read_bytes())
