@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import tempfile
@@ -179,10 +180,7 @@ def record_end(
     if files is None:
         raise ComputationError("training ended without a finished checkpoint")
     run_id, progress, record = str(this.mlflow_run_id), progress_of(files), this.table_record()
-    if progress.num_skipped_steps == progress.step:
-        raise ComputationError(
-            f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
-        )
+    refuse_useless(progress)
     encoding = TableEncoding.from_json(record)
     for message in progress.unkept:  # like the epochs, those that a stop kept from the log
         log.append(message["kind"], message["step"], message["metrics"])
@@ -222,6 +220,20 @@ def record_end(
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
+
+
+def refuse_useless(progress: Progress) -> None:
+    """Raises ComputationError where training came to a model that nobody can use."""
+    if progress.num_skipped_steps == progress.step:
+        raise ComputationError(
+            f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
+        )
+    for side, score in progress.scores.items():
+        if not math.isfinite(score.get("elbo_nats_per_row", 0.0)):
+            raise ComputationError(
+                f"the ELBO of the {side} rows is not finite under the weights that training ended with: nothing is registered; look for "
+                "outliers among these rows, or try a lower training.learning_rate under another run.name"
+            )
 
 
 def kept(this: Run, name: str | None) -> str:
