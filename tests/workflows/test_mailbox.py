@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from workflows.cluster import connected
 from workflows.errors import ServiceError
 from workflows.job import exit_code
 from workflows.mailbox import Ear, Line, Mailbox
+from workflows.trainer import END_S, run_trainer
 
 
 def test_messages_come_in_their_order_and_once(ray_address: str) -> None:
@@ -62,3 +67,19 @@ def test_a_mailbox_that_ray_ended_is_said_and_is_no_fault_of_the_run(ray_address
         with pytest.raises(ServiceError, match=r"Ray ended a process of this job .*start the run again: it goes on") as caught:
             ear.listen(5.0)
     assert exit_code(caught.value) == 69
+
+
+def test_a_stop_before_any_worker_has_begun_waits_for_none(ray_address: str) -> None:
+    never = threading.Event()
+    trainer: Any = SimpleNamespace(fit=never.wait)
+    with connected(ray_address):
+        mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        Ear(mailbox, print).listen(0.0)
+        timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_trainer(trainer, mailbox, print, 60.0)
+        assert time.monotonic() - began < END_S
+    never.set()
+    timer.join()
