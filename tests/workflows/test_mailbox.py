@@ -58,6 +58,17 @@ def test_what_a_worker_says_fast_comes_in_its_order(ray_address: str) -> None:
             line.send(2_004, [])
 
 
+def test_a_push_that_fails_in_any_way_is_raised_where_something_is_said_next() -> None:
+    def push(*what: object) -> None:
+        raise MemoryError("no room")
+
+    line = Line(SimpleNamespace(push=SimpleNamespace(remote=push)), 0)
+    line.send(0, [{"kind": "steps", "step": 0}])
+    line.flush(5.0)
+    with pytest.raises(MemoryError, match="no room"):
+        line.send(1, [])
+
+
 def test_a_mailbox_that_ray_ended_is_said_and_is_no_fault_of_the_run(ray_address: str) -> None:
     with connected(ray_address):
         mailbox = Mailbox.remote()  # type: ignore[attr-defined]
