@@ -247,6 +247,7 @@ def standardised_elements(
         valid = np.ones(numbers.size, np.bool_) if there is None else there
         bad = valid & ~np.isfinite(numbers)
         batch.refuse_nonfinite(column, int(bad.sum()))
-        there = valid & ~bad
+        if bad.any():
+            there = valid & ~bad
         cells = np.clip(np.nan_to_num(cells), -LARGEST_CELL, LARGEST_CELL)
     return cells.reshape(-1), there

@@ -200,7 +200,7 @@ class Checkpoints:
                 files[name] = read(self.filesystem, f"{folder}/{name}")
                 if hashlib.sha256(files[name]).hexdigest() != expected:
                     return files, f"{name} is not what was written"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last two of JSON of another shape
             refuse_silence(error)
             return files, str(error)
         return files, None

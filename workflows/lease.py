@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ HEARTBEAT_S = 3.0
 # A holder that was not heard of for so long is gone: ten heartbeats.
 EXPIRY_S = 30.0
 RELEASED = "released"
+CLAIM = re.compile(r"\d+\.json")  # whatever else lies beside is not ours
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Claims:
         """Returns the highest number that was claimed, 0 where there is none."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         names = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        return max((int(name.removesuffix(".json")) for name in names if name.endswith(".json")), default=0)
+        return max((int(name.removesuffix(".json")) for name in names if CLAIM.fullmatch(name)), default=0)
 
     def is_current(self, attempt: int) -> bool:
         return self.newest() == attempt
@@ -115,8 +117,12 @@ class Claims:
         return True
 
     def _holder(self, attempt: int) -> dict[str, Any] | None:
-        content = self._read(self._file(attempt, "json"))
-        return json.loads(content) if content else None
+        """Returns the process that put a claim; None where the file does not say, as when a disk lost a part of it."""
+        try:
+            found = json.loads(self._read(self._file(attempt, "json")) or "null")
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) and {"machine", "pid", "started"} <= found.keys() else None
 
     def _last_beat(self, attempt: int) -> str | None:
         return self._read(self._file(attempt, "beat"))
@@ -141,7 +147,7 @@ class Claims:
         if self.filesystem.get_file_info(path).type != fs.FileType.File:
             return None
         with self.filesystem.open_input_file(path) as stream:
-            return bytes(stream.read()).decode()
+            return bytes(stream.read()).decode(errors="replace")
 
 
 def this_process() -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Line:
         self.stop, self.kept, self.step = False, 0, 0
         self.said: list[Message] = []
         self.num_sent = self.num_arrived = 0  # calls of send
-        self.failure: ray.exceptions.RayError | None = None
+        self.failure: Exception | None = None
         self.changed = threading.Condition()
         threading.Thread(target=self._push, daemon=True).start()
 
@@ -109,14 +109,14 @@ class Line:
                 number, messages, self.said = self.num_sent, self.said, []
             try:
                 stop, kept = ray.get(self.mailbox.push.remote(self.rank, self.step, messages))
-            except ray.exceptions.RayError as error:
+            except Exception as error:  # raised again where something is said next; else the worker goes on unheard
                 stop, kept, self.failure = self.stop, self.kept, error
             with self.changed:
                 self.stop, self.kept, self.num_arrived = self.stop or stop, max(self.kept, kept), number
                 self.changed.notify_all()
 
     def send(self, step: int, messages: list[Message]) -> None:
-        """Raises the RayError of a push before, where the mailbox is gone."""
+        """Raises the error of a push before, a RayError where the mailbox is gone."""
         if self.failure is not None:
             raise self.failure
         with self.changed:

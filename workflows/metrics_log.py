@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,7 @@ class MetricsLog:
     def append(self, kind: str, step: int, metrics: Mapping[str, float]) -> bool:
         """Returns whether the metrics are new; they are on disk then. A (kind, step) that is there already stays as it is.
 
-        Neither waits for MLflow nor fails because of it. Raises OSError where the disk does not take the line.
+        Neither waits for MLflow nor fails because of it. Raises ServiceError where the disk does not take the line.
         """
         with self._changed:
             if (kind, step) in self._known:
@@ -67,6 +68,8 @@ class MetricsLog:
                 self._file.write(json.dumps(line).encode() + b"\n")
                 self._file.flush()
                 os.fsync(self._file.fileno())
+            except OSError as error:
+                raise ServiceError(f"{self._path} cannot be written: {error}; the same command goes on from the last checkpoint") from error
             finally:  # Ctrl-C may come while the disk works: the line is written, and must not come again
                 self._known.add((kind, step))
                 self._unsent.append(line)
@@ -80,7 +83,8 @@ class MetricsLog:
             self._changed.notify_all()
         self._thread.join(timeout_s)
         with self._changed:
-            self._file.close()
+            with suppress(OSError):  # of what append has said that the disk does not take
+                self._file.close()
             return len(self._unsent)
 
     def __enter__(self) -> MetricsLog:
@@ -123,7 +127,8 @@ class MetricsLog:
             for _ in range(num_lines):
                 self._unsent.popleft()
             self._num_sent += num_lines
-            self._count_path.write_text(str(self._num_sent))
+            with suppress(OSError):  # as of a full disk; then the next opening sends these lines again
+                self._count_path.write_text(str(self._num_sent))
             return len(self._unsent)
 
     def _wait_to_try_again(self, wait_s: float) -> None:
@@ -135,8 +140,8 @@ class MetricsLog:
 
 def read_count(path: Path, num_lines: int) -> int:
     """Returns how many of the lines were sent; none where the file is missing, torn or of another log."""
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdecimal() and int(text) <= num_lines else 0
+    text = path.read_bytes() if path.exists() else b""
+    return int(text) if text.isdigit() and int(text) <= num_lines else 0
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

@@ -53,8 +53,8 @@ class Narrator:
             )
         elif kind in ("steps", "epoch"):
             metrics = {name: value for name, value in message["metrics"].items() if name != "epoch"}
-            self.log.append(kind, int(message["step"]), metrics)
-            if kind == "epoch":
+            is_new = self.log.append(kind, int(message["step"]), metrics)
+            if kind == "epoch" and is_new:
                 self.show_epoch(message["metrics"])
 
     def show_first_step(self, status: Mapping[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -135,7 +136,10 @@ def record_start(
 
 @contextmanager
 def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
-    """Gives the run's metrics.jsonl, from which MLflow gets them; in other than local storage it is a copy, kept there at the end."""
+    """Gives the run's metrics.jsonl, from which MLflow gets them.
+
+    In other than local storage it is a copy, kept there before MLflow gets its lines: a killed job's next start finds what was sent.
+    """
     send = partial(registry.log_points, str(this.mlflow_run_id))
     if isinstance(this.filesystem, fs.LocalFileSystem):
         with MetricsLog(Path(this.folder) / METRICS, send) as log:
@@ -145,8 +149,13 @@ def metrics_log(this: Run, registry: Registry) -> Iterator[MetricsLog]:
         copy, kept_at = Path(folder) / METRICS, f"{this.folder}/{METRICS}"
         if this.filesystem.get_file_info(kept_at).type == fs.FileType.File:
             copy.write_bytes(read(this.filesystem, kept_at))
+
+        def keep_and_send(lines: Sequence[Mapping[str, Any]]) -> None:
+            this.write(METRICS, copy.read_bytes())
+            send(lines)
+
         try:
-            with MetricsLog(copy, send) as log:
+            with MetricsLog(copy, keep_and_send) as log:
                 yield log
         finally:
             this.write(METRICS, copy.read_bytes())
@@ -171,10 +180,7 @@ def record_end(
     if files is None:
         raise ComputationError("training ended without a finished checkpoint")
     run_id, progress, record = str(this.mlflow_run_id), progress_of(files), this.table_record()
-    if progress.num_skipped_steps == progress.step:
-        raise ComputationError(
-            f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
-        )
+    refuse_useless(progress)
     encoding = TableEncoding.from_json(record)
     for message in progress.unkept:  # like the epochs, those that a stop kept from the log
         log.append(message["kind"], message["step"], message["metrics"])
@@ -214,6 +220,20 @@ def record_end(
     this.result = json_line(config, this, version, progress, time.monotonic() - started)
     this.save()
     return this.result
+
+
+def refuse_useless(progress: Progress) -> None:
+    """Raises ComputationError where training came to a model that nobody can use."""
+    if progress.num_skipped_steps == progress.step:
+        raise ComputationError(
+            f"none of the {progress.step} steps had a finite loss and gradient: nothing was learned, nothing is registered"
+        )
+    for side, score in progress.scores.items():
+        if not math.isfinite(score.get("elbo_nats_per_row", 0.0)):
+            raise ComputationError(
+                f"the ELBO of the {side} rows is not finite under the weights that training ended with: nothing is registered; look for "
+                "outliers among these rows, or try a lower training.learning_rate under another run.name"
+            )
 
 
 def kept(this: Run, name: str | None) -> str:

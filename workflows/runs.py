@@ -84,7 +84,8 @@ class Run:
     def table_record(self) -> dict[str, Any]:
         """Returns what the bundle says of the table, as it was saved before training. Raises OutputError where it is not that any more."""
         path = f"{self.folder}/{TABLE}"
-        record = object_of(read(self.filesystem, path))
+        is_there = self.filesystem.get_file_info(path).type == fs.FileType.File
+        record = object_of(read(self.filesystem, path)) if is_there else None
         if record is None:
             raise OutputError(
                 f"{address(self.filesystem, path)} is not what was saved there; restore it from the artifacts of MLflow run "

@@ -135,6 +135,8 @@ def run_trainer(trainer: DriverTrainer, mailbox: ActorHandle, hear: Hear, start_
                 num_said += 1
                 logger.info("waiting for the workers to start, for %.0f s by now: others may hold what they need", SAY_S * num_said)
     except KeyboardInterrupt:
+        if not said:  # no worker has begun: there is nothing to save, and they may come late or never
+            raise
         logger.info("stopping: the workers save where they stand")
         ray.get(mailbox.stop.remote())
         deadline = time.monotonic() + STOP_S

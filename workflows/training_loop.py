@@ -23,6 +23,7 @@ from workflows.checkpoint import NUM_SUMS, Progress, TrainingState
 from workflows.errors import ComputationError
 from workflows.feed import SideRows, batch_before, training_stretches
 from workflows.fitted_prior import fit_prior
+from workflows.mailbox import Message
 from workflows.memory import keep_freed_memory
 from workflows.model_config import ObjectiveConfig, TrainingConfig
 from workflows.optimization import MAX_NONFINITE_STEPS, Optimizer
@@ -60,7 +61,7 @@ def train(state: TrainingState, worker: Worker) -> None:
     loss = prepare_model(compiled(loss) if task.training.compile else loss, parallel_strategy_kwargs=ONE_BUCKET)
     num_steps = total_steps(task.training, task.plan.num_steps_with_rows)
     started = {"kind": "started", "step": progress.step, "epoch": progress.epoch, "workers": worker.world_size}
-    worker.tell(progress.step, started, *progress.unkept)
+    worker.tell(progress.step, started, *progress.unkept, *map(told_of, progress.history))
     while not is_last(progress, task.training, num_steps):
         if train_epoch(loss, state, worker, sides[TRAIN], num_steps) == "stop":
             worker.save(state)
@@ -69,13 +70,23 @@ def train(state: TrainingState, worker: Worker) -> None:
         validation = evaluate(scored_model(state, worker), worker, sides.get(VALIDATION), VALIDATION, EPOCH_SAMPLES)
         entry = finish_epoch(state, validation)
         worker.save(state)
-        worker.tell(progress.step, {"kind": "epoch", "step": entry["epoch"], "metrics": entry})
+        worker.tell(progress.step, told_of(entry))
+    if not state.best:
+        raise ComputationError(
+            "the ELBO of the validation rows was finite after no epoch, so that no weights are the best and nothing is registered; look "
+            "for outliers among these rows, or try a lower training.learning_rate under another run.name"
+        )
     state.model.load_state_dict(state.best)
     progress.scores = final_scores(state.model, worker, sides)
     if task.fits_prior:
         take_fitted_prior(state, worker, sides)
     progress.finished = True
     worker.save(state)
+
+
+def told_of(entry: dict[str, float]) -> Message:
+    """Returns what the driver is told of an epoch; once more after a restart, for it may have been saved and not said."""
+    return {"kind": "epoch", "step": entry["epoch"], "metrics": entry}
 
 
 def final_scores(model: VAE, worker: Worker, sides: Mapping[int, SideRows]) -> dict[str, dict[str, Any]]:

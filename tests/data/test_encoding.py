@@ -663,6 +663,13 @@ def test_a_clipped_cell_does_not_depend_on_the_other_rows_of_its_slice(kind: pa.
     assert together[:, 0].tolist() == alone[:, 0].tolist() == [float(np.float32(x)) for x in (1e18, 1e18, -1e18, 2.0)]
 
 
+def test_a_vector_that_is_clipped_has_no_null_elements() -> None:
+    encoding = by_hand("vector", pa.list_(pa.float64()), mean=[0.0, 0.0], shape=[2], integer=False)
+    cells, valid, _ = encode_x(encoding, [[1e300, 2.0], [3.0, 4.0]])
+    assert cells.tolist() == [[float(np.float32(LARGEST_CELL)), 2.0], [3.0, 4.0]]
+    assert valid.tolist() == [[True], [True]]
+
+
 def test_a_cell_beyond_the_types_range_comes_back_as_its_end() -> None:
     cells, both = np.array([[1e18], [-1e18]], np.float32), np.ones(2, np.bool_)
     assert by_hand("numeric", pa.int8()).decode_column("x", cells, both).to_pylist() == [127, -128]

@@ -126,6 +126,14 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_taken(
         assert "is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{}", b'{"sha256": []}', b"\xff\xfe"])
+def test_a_manifest_that_is_none_is_a_damaged_checkpoint(content: bytes, tmp_path: Path) -> None:
+    save(store(tmp_path), 10)
+    save(store(tmp_path), 20)
+    (next(tmp_path.glob("*20-*")) / MANIFEST).write_bytes(content)
+    assert found_step(store(tmp_path)) == 10
+
+
 def test_where_every_checkpoint_is_damaged_nothing_starts_over(tmp_path: Path) -> None:
     save(store(tmp_path), 10)
     damage(tmp_path, 10)

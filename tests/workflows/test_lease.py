@@ -106,6 +106,25 @@ def test_a_job_on_another_machine_that_was_not_heard_of_is_replaced(tmp_path: Pa
         assert attempt == 2
 
 
+@pytest.mark.parametrize("claim", [b'{"machine": [', b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_claim_is_replaced_where_nobody_gives_signs_of_life(
+    claim: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflows.lease, "EXPIRY_S", 1.5)
+    monkeypatch.setattr(workflows.lease, "HEARTBEAT_S", 0.3)
+    (tmp_path / "notes.json").write_text("{}")  # not ours
+    (tmp_path / "000001.json").write_bytes(claim)
+    beat = tmp_path / "000001.beat"
+    beat.write_bytes(b"\xff\xfe")
+    later = threading.Timer(0.5, beat.write_text, ["second"])
+    later.start()
+    with pytest.raises(TryAgain), claims(tmp_path).held("run x"):
+        pass
+    later.join()
+    with claims(tmp_path).held("run x") as attempt:
+        assert attempt == 2
+
+
 @pytest.mark.parametrize("known", [("started",), ("started", "start_ticks")], ids=["by an earlier version", "now"])
 def test_a_pid_that_came_round_again_is_another_process(known: tuple[str, ...], tmp_path: Path) -> None:
     older = this_process() | {"started": psutil.Process().create_time() - 1000, "start_ticks": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import socket
 import subprocess
 import sys
@@ -220,6 +221,41 @@ def test_what_a_closed_log_could_not_send_is_sent_by_the_next(server: Server, st
     with MetricsLog(path, sender(store.uri, run_id)) as log:
         assert log.close(LONG_S) == 0
     assert points(store, run_id, "elbo") == written_points(path, "elbo") != []
+
+
+@pytest.mark.parametrize("damage", ["not writable", "not text"])
+def test_the_count_of_what_was_sent_may_be_lost(damage: str, store: Registry, run_id: str, tmp_path: Path) -> None:
+    path, count = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.sent"
+    if damage == "not text":
+        count.write_bytes(b"\xff\xfe")
+
+    def has_points(number: int) -> bool:
+        return len(points(store, run_id, "elbo")) == number
+
+    with MetricsLog(path, sender(store.uri, run_id)) as log:
+        if damage == "not writable":
+            count.mkdir()
+        for step in range(3):
+            log.append("epoch", step, {"elbo": float(step)})
+            wait_until(partial(has_points, step + 1))
+        assert log.close(LONG_S) == 0
+    assert points(store, run_id, "elbo") == written_points(path, "elbo")
+
+
+def test_a_full_disk_is_said_and_what_follows_is_kept(tmp_path: Path) -> None:
+    path, sent = tmp_path / "metrics.jsonl", list[Mapping[str, Any]]()
+    log = MetricsLog(path, sent.extend)
+    log.append("epoch", 0, {"elbo": 0.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(ServiceError, match=r"metrics\.jsonl cannot be written: .*File too large"), log:
+            log.append("epoch", 1, {"elbo": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with MetricsLog(path, sent.extend) as log:
+        assert [log.append("epoch", step, {"elbo": float(step)}) for step in range(3)] == [False, True, True]
+    assert [line["step"] for line in lines(path)] == [0, 1, 2]
 
 
 def test_a_server_that_never_answers_holds_up_neither_append_nor_close(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,12 +17,14 @@ from pyarrow import fs
 
 from data.stores import StoreError
 from tests.object_store import BUCKET, ObjectStore
-from tests.running import Trained, run_job
+from tests.running import Trained, run_job, wait_until
 from tests.workflows.test_checkpoint import found_step, save
 from workflows.checkpoint import WEIGHTS, Checkpoints
 from workflows.errors import TryAgain
 from workflows.lease import Claims
 from workflows.pinned import pin
+from workflows.record import metrics_log
+from workflows.runs import Run
 
 NOWHERE = "s3://user:password@bucket/x?scheme=http&endpoint_override=127.0.0.1:9&region=us-east-1"
 
@@ -69,6 +73,21 @@ def test_a_checkpoint_that_cannot_be_fetched_is_not_taken_for_a_damaged_one(stor
     monkeypatch.setattr("workflows.checkpoint.read", silent)
     with pytest.raises(StoreError, match="the same command goes on when it does"):
         checkpoints.newest()
+
+
+def test_metrics_are_kept_before_mlflow_has_them_so_that_a_kill_loses_none_and_doubles_none(store: ObjectStore) -> None:
+    run, kept = Run("one", f"{BUCKET}/runs/one", store.filesystem(), {}), list[bytes]()
+
+    def log_points(run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        kept.append(content(store, "runs/one/metrics.jsonl"))
+
+    registry: Any = SimpleNamespace(log_points=log_points)
+    with metrics_log(run, registry) as log:
+        log.append("epoch", 0, {"elbo": 0.0})
+        wait_until(lambda: kept)
+        assert json.loads(kept[0])["metrics"] == {"elbo": 0.0}
+    with metrics_log(run, registry) as log:
+        assert not log.append("epoch", 0, {"elbo": 0.0})
 
 
 def test_a_model_in_a_store_that_does_not_answer_is_not_taken_for_a_bad_one(tmp_path: Path) -> None:

@@ -150,6 +150,25 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_try_again(number: in
 
 
 @pytest.mark.slow
+def test_an_epoch_that_the_driver_did_not_hear_of_comes_before_the_next(table: Path, ray_address: str, tmp_path: Path) -> None:
+    metrics = tmp_path / "runs" / "one" / "metrics.jsonl"
+
+    def epochs() -> list[str]:
+        return [line for line in metrics.read_text().splitlines(keepends=True) if '"epoch"' in line]
+
+    with running_job(tmp_path, "train.py", *options(table, ray_address, 2)) as process:
+        wait_for_steps(tmp_path, 350, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75
+    *_, last = epochs()
+    metrics.write_text(metrics.read_text().replace(last, ""))
+    again = run_job(tmp_path, "train.py", *options(table, ray_address, 2))
+    assert again.code == 0, again.stderr
+    assert [json.loads(line)["step"] for line in epochs()] == list(range(EPOCHS))
+    assert "epoch 1/12 " not in again.stderr
+
+
+@pytest.mark.slow
 def test_a_stop_of_all_processes_together_is_a_stop(table: Path, ray_address: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """As service managers and schedulers do: the job's own Ray gets the signal too, and there is nobody left to save."""
     given = options(table, ray_address, 2)

@@ -29,11 +29,12 @@ def test_a_run_is_found_as_it_was_saved(tmp_path: Path) -> None:
     assert (again.key, again.result) == (run.key, {"num_steps": 3})
 
 
-@pytest.mark.parametrize("content", [b"", b'{"columns": [', b"\xff\xfe", b"null"])
-def test_a_damaged_record_of_the_table_is_said_with_where_another_is(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b'{"columns": [', b"\xff\xfe", b"null"])
+def test_a_record_of_the_table_that_is_damaged_or_gone_is_said_with_where_another_is(content: bytes | None, tmp_path: Path) -> None:
     run = Run.open(str(tmp_path), "one", {})
     run.mlflow_run_id = "0123"
-    run.write(TABLE, content)
+    if content is not None:
+        run.write(TABLE, content)
     with pytest.raises(
         OutputError, match=f"{tmp_path}/one/{TABLE} is not what was saved there; restore it from the artifacts of MLflow run 0123"
     ):

@@ -180,6 +180,32 @@ def test_a_run_without_a_finite_step_is_not_registered(prime_table: Path, ray_ad
 
 
 @pytest.mark.slow
+def test_a_run_whose_validation_rows_have_no_finite_elbo_says_so_and_is_not_registered(ray_address: str, tmp_path: Path) -> None:
+    for name, largest in (("train", 1.0), ("validation", 1e37)):
+        numbers = largest * np.random.default_rng(0).normal(size=20 * 256).astype(np.float32)
+        pq.write_table(pa.table({"v": pa.FixedSizeListArray.from_arrays(pa.array(numbers), 256)}), tmp_path / f"{name}.parquet")
+    tables = ("--data.path", tmp_path / "train.parquet", "--data.validation_path", tmp_path / "validation.parquet")
+    ended = train(tmp_path, ray_address, *tables, "--training.epochs", 1, "--training.learning_rate", 1, "--run.name", "r")
+    assert ended.code == 1
+    assert "the ELBO of the validation rows was finite after no epoch" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.search_model_versions("name = 'vae'") == []
+
+
+@pytest.mark.slow
+def test_a_model_whose_rows_have_no_finite_elbo_is_not_registered(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
+    """One step, so large that the next one would not be finite."""
+    wild = ("--training.learning_rate", "1e15", "--training.max_steps", 1, "--data.validation_fraction", 0)
+    ended = train(tmp_path, ray_address, "--data.path", prime_table, "--data.key", "id", *wild)
+    assert ended.code == 1
+    assert "the ELBO of the train rows is not finite under the weights that training ended with: nothing is registered" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.search_model_versions("name = 'vae'") == []
+
+
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table: Path, ray_address: str, tmp_path: Path) -> None:
     options = ("--data.path", prime_table, "--data.key", "id", "--training.epochs", 2, "--run.name", "r", "--run.log_interval_steps", 1)
     first = train(tmp_path, ray_address, *options).json
