@@ -2,9 +2,9 @@
 
 Given the category a of the one, the other's is f(a) but for a probability e that it is any of its K:
 
-    p(b | a) = (1 - e) [b = f(a)] + e / K,    and where a is missing    p(b | z) = (1 - e) sum_{a: f(a) = b} p(a | z) + e / K.
+    p(b | a) = (1 - e) [b = f(a)] + e / K,    and where a is missing    p(b, .. | z) = sum_a p(a | z) p(b | a) ..
 
-So it needs nothing of the decoder, and rows that break the rule have a probability too.
+over all columns that a determines. So they need nothing of the decoder, and rows that break the rule have a probability too.
 Shapes: S samples, B rows, C columns, H of which are determined and F = C - H are not.
 """
 
@@ -72,7 +72,8 @@ class Determined(nn.Module):
     def log_prob(self, values: Tensor, valid: Tensor | None, log_probs: Callable[[int], Tensor]) -> Tensor:
         """Returns log p of the determined columns' codes, [B, H] or [.., B, H]; values, valid [B, C] (None: all are there).
 
-        log_probs: gives those of one free column's categories, [.., B, K]; asked for where one that determines may be missing.
+        log_probs: gives those of one free column's categories, [.., B, K]; asked for where one that determines may be missing: then the
+        columns that it determines are told one after another, each given those before that are there.
         """
         codes, by = values.index_select(-1, self.columns).long(), values.index_select(-1, self.by).long()
         given = torch.where(self.code_of(by) == codes, self.log_kept, self.log_broken)
@@ -82,12 +83,25 @@ class Determined(nn.Module):
         missing = valid.index_select(-1, self.columns) & ~valid.index_select(-1, self.by)
         if may_look_at(missing) and not bool(missing.any()):
             return given
-        parts = []
-        for column, (place, slack, size) in enumerate(zip(self.places, self.slacks, self.sizes, strict=True)):
-            p = log_probs(place).exp()
-            is_of = self.codes[column, : p.shape[-1]] == codes[:, column, None]
-            parts.append(torch.log((1 - slack) * torch.where(is_of, p, 0.0).sum(-1) + slack / size))
-        return torch.where(missing, torch.stack(parts, -1), given)
+        parts: dict[int, Tensor] = {}
+        for place, columns in self.columns_by_place().items():
+            scores = log_probs(place)
+            total = scores.logsumexp(-1)
+            for column in columns:
+                scores, before = scores + self.evidence(column, codes, valid, scores.shape[-1]), total
+                total = scores.logsumexp(-1)
+                parts[column] = total - before
+        return torch.where(missing, torch.stack([parts[column] for column in range(len(self.sizes))], -1), given)
+
+    def columns_by_place(self) -> dict[int, list[int]]:
+        """Returns which determined columns, 0..H-1, each of the free columns that determine some does."""
+        return {place: [column for column, by in enumerate(self.places) if by == place] for place in dict.fromkeys(self.places)}
+
+    def evidence(self, column: int, codes: Tensor, valid: Tensor, num_categories: int) -> Tensor:
+        """Returns log p(b | a) for each category a, [B, its K], of what is there of a determined column; codes [B, H], valid [B, C]."""
+        is_of = self.codes[column, :num_categories] == codes[:, column, None]
+        is_there = valid.index_select(-1, self.columns[column : column + 1])
+        return torch.where(is_there, torch.where(is_of, self.log_kept[column], self.log_broken[column]), 0.0)
 
     def sample(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         """Returns draws of the determined columns, [.., B, H], given those of the free ones, [.., B, F]."""

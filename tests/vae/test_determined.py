@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -63,6 +63,26 @@ def test_missing_cells_are_summed_out(missing: tuple[int, ...]) -> None:
     torch.testing.assert_close(by_hand.exp(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(plain, by_hand.detach())
     torch.testing.assert_close(cells.observed_log_prob(values, valid).sum(-1), by_hand)
+
+
+@pytest.mark.parametrize("missing", [held for n in range(5) for held in combinations(range(4), n)])
+def test_columns_that_one_determines_are_summed_out_together(missing: tuple[int, ...]) -> None:
+    sizes, cells = [2, 5, 3, 2], torch.tensor([*product(range(2), range(5), range(3), range(2))], dtype=torch.int32)
+    rules: list[Any] = [[1, [0, 1, 1, 0, 0], 0.2], None, [1, [2, 0, 1, 1, 0], 0.1], [1, [0, 1, 0, 1, 0], 0.3]]
+    logits = torch.randn(5, generator=generator(), dtype=torch.float64)
+    p = torch.softmax(logits, -1)[cells[:, 1].long()]
+    for column, rule in enumerate(rules):
+        if rule is not None:
+            keeps = torch.tensor(rule[1])[cells[:, 1].long()] == cells[:, column]
+            p = p * ((1 - rule[2]) * keeps + rule[2] / sizes[column])
+    expected = p.reshape(sizes).sum(missing, keepdim=True).expand(sizes).flatten() if missing else p
+    valid = torch.ones_like(cells, dtype=torch.bool)
+    valid[:, list(missing)] = False
+    found = Categorical(sizes, rules).double()(logits.expand(2, len(cells), -1).clone().requires_grad_())
+    values = torch.where(valid, cells, 0)
+    by_hand = found.sum_log_prob(values, valid)
+    torch.testing.assert_close(by_hand.exp(), expected.expand(2, -1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.observed_log_prob(values, valid).sum(-1), by_hand)
 
 
 def test_slopes_are_those_of_the_probabilities() -> None:
