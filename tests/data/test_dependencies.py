@@ -117,6 +117,29 @@ def test_a_column_that_hardly_varies_is_not_determined_by_chance() -> None:
     assert determined_by(decided(pa.table({"group": group, "rare": rare}))) == {}
 
 
+def test_values_that_come_only_where_the_other_column_is_null_are_not_determined_by_it() -> None:
+    has_loan = np.arange(N) % 3 == 0
+    purpose = pa.array(np.random.default_rng(0).choice(list("abcd"), N), mask=~has_loan)
+    assert determined_by(decided(pa.table({"purpose": purpose, "has_loan": np.where(has_loan, "yes", "no")}))) == {}
+
+
+@pytest.mark.parametrize("num_both", [0, 8, 80])
+def test_only_rows_with_both_values_are_evidence(num_both: int) -> None:
+    a = np.arange(N) % 4
+    first, second = np.arange(N) < N // 2, np.arange(N) < N // 2 - num_both
+    table = pa.table({"a": pa.array(a, mask=~first), "b": pa.array([f"b{n % 2}" for n in a], mask=second)})
+    columns = decided(table)
+    assert determined_by(columns) == ({"b": "a"} if num_both == 80 else {})
+    assert columns["b"].slack == (1 / (num_both + 2) if num_both == 80 else 0)
+
+
+def test_a_column_that_hardly_varies_where_the_other_is_there_is_not_determined_by_chance() -> None:
+    there = np.arange(N) < 60
+    group = pa.array(["z" if n == 5 else f"g{n % 3}" for n in range(N)], mask=~there)
+    rare = np.where(np.arange(N) == 5, "yes", np.where(there | (np.arange(N) % 2 == 0), "no", "yes"))
+    assert determined_by(decided(pa.table({"group": group, "rare": rare}))) == {}
+
+
 def test_many_categories_determine_nothing_and_neither_do_categories_together() -> None:
     rng = np.random.default_rng(0)
     number = rng.integers(0, MAX_CATEGORIES + 1, 20_000)
