@@ -80,7 +80,8 @@ class Determined(nn.Module):
         if valid is None:
             return given
         valid = valid.expand(values.shape)
-        missing = valid.index_select(-1, self.columns) & ~valid.index_select(-1, self.by)
+        there = valid.index_select(-1, self.columns)
+        missing = there & ~valid.index_select(-1, self.by)
         if may_look_at(missing) and not bool(missing.any()):
             return given
         parts: dict[int, Tensor] = {}
@@ -88,7 +89,7 @@ class Determined(nn.Module):
             scores = log_probs(place)
             total = scores.logsumexp(-1)
             for column in columns:
-                scores, before = scores + self.evidence(column, codes, valid, scores.shape[-1]), total
+                scores, before = scores + self.evidence(column, codes, there, scores.shape[-1]), total
                 total = scores.logsumexp(-1)
                 parts[column] = total - before
         return torch.where(missing, torch.stack([parts[column] for column in range(len(self.sizes))], -1), given)
@@ -97,11 +98,25 @@ class Determined(nn.Module):
         """Returns which determined columns, 0..H-1, each of the free columns that determine some does."""
         return {place: [column for column, by in enumerate(self.places) if by == place] for place in dict.fromkeys(self.places)}
 
-    def evidence(self, column: int, codes: Tensor, valid: Tensor, num_categories: int) -> Tensor:
-        """Returns log p(b | a) for each category a, [B, its K], of what is there of a determined column; codes [B, H], valid [B, C]."""
+    def evidence(self, column: int, codes: Tensor, there: Tensor, num_categories: int) -> Tensor:
+        """Returns log p(b | a) for each category a, [B, its K], of a determined column's codes, where they are there; both [B, H]."""
         is_of = self.codes[column, :num_categories] == codes[:, column, None]
-        is_there = valid.index_select(-1, self.columns[column : column + 1])
-        return torch.where(is_there, torch.where(is_of, self.log_kept[column], self.log_broken[column]), 0.0)
+        return torch.where(there[:, column, None], torch.where(is_of, self.log_kept[column], self.log_broken[column]), 0.0)
+
+    def told(self, scores: Sequence[Tensor], values: Tensor, valid: Tensor) -> list[Tensor]:
+        """Returns the scores of each free column, [.., B, its K], given the cells of values [B, C] that are valid: of p(a | z, b, ..) where
+        a is missing, and where it is there of nothing else."""
+        valid = valid.expand(values.shape)
+        codes, there = values.index_select(-1, self.columns).long(), valid.index_select(-1, self.columns)
+        by, is_given = values.index_select(-1, self.by).long(), valid.index_select(-1, self.by)
+        told = list(scores)
+        for place, columns in self.columns_by_place().items():
+            size = told[place].shape[-1]
+            evidence = torch.stack([self.evidence(column, codes, there, size) for column in columns]).sum(0)
+            others = torch.arange(size, device=by.device) != by[:, columns[0], None]
+            only = torch.zeros_like(evidence).masked_fill(others, -torch.inf)
+            told[place] = told[place] + torch.where(is_given[:, columns[0], None], only, evidence)
+        return told
 
     def sample(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         """Returns draws of the determined columns, [.., B, H], given those of the free ones, [.., B, F]."""
@@ -114,10 +129,3 @@ class Determined(nn.Module):
         """Returns cells [.., B, C] of those of the free columns and the determined ones."""
         determined = determined.to(free.dtype).expand(*free.shape[:-1], -1)
         return torch.cat([free, determined], -1).index_select(-1, self.order)
-
-    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """Returns cells [.., B, C] for rows whose cells are those of values [B, C] where valid: determined by what is there."""
-        by = values.index_select(-1, self.by).long()
-        is_given = valid.expand(values.shape).index_select(-1, self.by)
-        codes = torch.where(is_given, self.code_of(torch.where(is_given, by, 0)), found.index_select(-1, self.columns))
-        return found.index_copy(-1, self.columns, codes.to(found.dtype))

@@ -168,6 +168,35 @@ def test_a_missing_cell_is_filled_with_what_the_one_that_is_there_determines(mod
     assert found.at_mean["c"][:, 0].tolist() == [COUNTRY_OF_TOWN[town] for town in found.at_mean["c"][:, 1].tolist()]
 
 
+@pytest.mark.parametrize("there", [(0,), (1,), (0, 2), (2,), ()])
+def test_missing_cells_are_filled_given_what_is_there(there: tuple[int, ...]) -> None:
+    logits, n = logits_of(), 40_000
+    row, valid = torch.tensor([[1, 2, 0]], dtype=torch.int32).expand(n, -1), torch.zeros(n, 3, dtype=torch.bool)
+    valid[:, list(there)] = True
+    filling = field()(logits.expand(n, -1)).given(row, valid)
+    agrees = (row[0] == EVERY)[:, list(there)].all(-1)
+    p_town = torch.stack([(joint(logits) * agrees * (EVERY[:, 1] == town)).sum() for town in range(4)])
+    p_town = p_town / p_town.sum()
+    drawn = filling.sample(generator(1))
+    counts = torch.bincount(drawn[:, 1].long(), minlength=4).double()
+    assert ((counts - n * p_town).abs() <= 5 * (n * p_town * (1 - p_town)).sqrt() + 1e-9).all()
+    assert (filling.mean[:, 1] == p_town.argmax()).all()
+    for found in (drawn, filling.mean):
+        assert (found[:, 0] == torch.tensor(COUNTRY_OF_TOWN)[found[:, 1].long()]).all()
+
+
+def test_a_missing_cell_is_filled_with_what_gives_the_one_that_is_there() -> None:
+    values = EVERY[:12].clone()
+    valid = torch.tensor([True, False, True]).expand(12, -1)
+    rules = [[1, COUNTRY_OF_TOWN, 1e-9], None, None]
+    model = VAE([{"name": "c", "likelihood": "categorical", "sizes": SIZES, "rules": rules, "valid_size": 3}], 2, [8])
+    for country in (0, 1):
+        values[:, 0] = country
+        found = posterior_cells(model, rows_of(values, valid), 5, generator(), with_draws=True)
+        for towns in (found.at_mean["c"][:, 1], found.draws["c"][..., 1]):
+            assert (torch.tensor(COUNTRY_OF_TOWN)[towns.long()] == country).all()
+
+
 def test_rows_that_break_the_rule_cost_the_log_of_the_slack() -> None:
     cells = field()(logits_of().expand(2, -1))
     kept, broken = cells.log_prob(torch.tensor([[0, 0, 0], [1, 0, 0]], dtype=torch.int32))[:, 0].tolist()
