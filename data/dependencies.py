@@ -37,6 +37,10 @@ class Dependencies:
     rules: Rules
     num_rows: dict[tuple[str, str], dict[Any, int]]
 
+    def rows_with_both(self, a: str, b: str) -> int:
+        """Returns how many rows speak for b being determined by a."""
+        return sum(self.num_rows[a, b].values())
+
     @staticmethod
     def of(table: pa.Table, categorical: Collection[str] = ()) -> Dependencies:
         """Returns those of text and of integers of few values; categorical: integer columns that are categories whatever their number."""

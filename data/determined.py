@@ -17,14 +17,16 @@ MIN_EVIDENCE = 30.0
 
 
 def with_dependencies(columns: Sequence[Column], summary: TableSummary) -> list[Column]:
-    """Returns the columns of which some are marked as determined by another, which is not: the one with the fewest categories."""
+    """Returns the columns of which some are marked as determined by another, which is not: of those that do so one that is there in most of
+    the rows, and of these the one with the fewest categories. Conditions neither determine nor are determined."""
     known = summary.dependencies or Dependencies({}, {})
-    ranked = sorted((c for c in columns if c.kind == "categorical"), key=lambda column: -column.num_codes)
+    ranked = sorted((c for c in columns if c.kind == "categorical" and not c.condition), key=lambda column: -column.num_codes)
     marked: dict[str, Column] = {}
     for column in ranked:
         able = [by for by in marked.values() if by.determined_by is None and not by.other and by.num_codes <= MAX_CATEGORIES]
         able = [by for by in able if (by.name, column.name) in known.rules and is_evident(known, by, column, summary)]
-        marked[column.name] = determined(column, able[-1], known, summary) if able else column
+        best = max(reversed(able), key=lambda by: known.rows_with_both(by.name, column.name), default=None)
+        marked[column.name] = column if best is None else determined(column, best, known, summary)
     return [marked.get(column.name, column) for column in columns]
 
 
@@ -49,20 +51,9 @@ def determined(column: Column, by: Column, known: Dependencies, summary: TableSu
     """Returns a column with the codes that another's categories give it; those never seen with it give its most frequent category."""
     counts = summary.columns[column.name].counts
     assert counts is not None
-    rule, num_rows = known.rules[by.name, column.name], known.num_rows[by.name, column.name]
+    rule = known.rules[by.name, column.name]
     code_of = {value: code for code, value in enumerate(column.categories)}
     usual = counts.most_common(1)[0][0]
     codes = [code_of.get(rule.get(value, usual), len(column.categories)) for value in by.categories]
-    reason = f"{column.reason}; determined by {by.name!r}"
-    return replace(column, determined_by=by.name, determined_codes=codes, slack=1 / (sum(num_rows.values()) + 2), reason=reason)
-
-
-def undetermined(columns: Sequence[Column]) -> list[Column]:
-    """Returns the columns without those marks that do not hold: of conditions, by conditions."""
-    modelled = {column.name for column in columns if not column.condition}
-    return [
-        replace(column, determined_by=None, determined_codes=[], slack=0.0)
-        if column.determined_by is not None and not {column.name, column.determined_by} <= modelled
-        else column
-        for column in columns
-    ]
+    slack = 1 / (known.rows_with_both(by.name, column.name) + 2)
+    return replace(column, determined_by=by.name, determined_codes=codes, slack=slack, reason=f"{column.reason}; determined by {by.name!r}")

@@ -15,7 +15,7 @@ from data.column import Column
 from data.columns import Rules, decide_columns
 from data.conditions import conditioned
 from data.dependencies import MAX_CATEGORIES, MAX_COLUMNS, Dependencies
-from data.determined import undetermined, with_dependencies
+from data.determined import with_dependencies
 from data.encoding import TableEncoding
 from data.statistics import TableSummary, merge_all, summarise_table
 
@@ -165,10 +165,21 @@ def test_a_category_of_the_one_that_never_came_with_the_other_gives_the_most_fre
 
 
 def test_conditions_determine_nothing_and_are_not_determined() -> None:
-    columns = [*decided(places().select(["code", "town", "country"])).values()]
-    for condition, left in ((("code",), {}), (("town",), {"country": "code"})):
-        marked = undetermined(conditioned(columns, condition))
+    table = places().select(["code", "town", "country"])
+    summary = summary_of(table)
+    columns = decide_columns(table.schema, summary, None, {}, Rules())
+    for condition, left in ((("code",), {"country": "town"}), (("town",), {"country": "code"}), (("code", "town"), {})):
+        marked = with_dependencies(conditioned(columns, condition), summary)
         assert determined_by({column.name: column for column in marked}) == left
+
+
+def test_the_column_that_is_there_in_most_rows_determines_and_of_these_the_one_with_the_fewest_categories() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, N)
+    wide, narrow = kind + 2 * rng.integers(0, 4, N), kind + 2 * rng.integers(0, 2, N)
+    for share, expected in ((0.0, "narrow"), (0.5, "wide")):
+        table = pa.table({"kind": kind, "narrow": pa.array(narrow, mask=rng.random(N) < share), "wide": wide})
+        assert determined_by(decided(table)) == {"kind": expected}
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
