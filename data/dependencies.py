@@ -31,10 +31,15 @@ Rules = dict[tuple[str, str], dict[Any, Any]]
 class Dependencies:
     """Of rows: (a, b) -> the value of column b for each value of a, for all pairs of columns where there is one alone.
 
-    Rows in which one of both is null say nothing.
+    Rows in which one of both is null say nothing; num_rows: for each pair and value of a, those that do.
     """
 
     rules: Rules
+    num_rows: dict[tuple[str, str], dict[Any, int]]
+
+    def rows_with_both(self, a: str, b: str) -> int:
+        """Returns how many rows speak for b being determined by a."""
+        return sum(self.num_rows[a, b].values())
 
     @staticmethod
     def of(table: pa.Table, categorical: Collection[str] = ()) -> Dependencies:
@@ -42,24 +47,27 @@ class Dependencies:
         kinds = {item.name: without_dictionary(item.type) for item in table.schema}
         names = [name for name, kind in kinds.items() if is_text(kind) or pa.types.is_integer(kind)]
         if len(names) > MAX_COLUMNS:
-            return Dependencies({})
+            return Dependencies({}, {})
         every = max(1, len(table) // SAMPLE_ROWS)
         coded = {name: codes_of(table[name].take(np.arange(0, len(table), every))) for name in names}
         names = [name for name in names if is_text(kinds[name]) or name in categorical or len(coded[name][1]) <= MAX_INTEGERS]
         pairs = agreeing({name: coded[name][0] for name in names}, [name for name in names if len(coded[name][1]) <= MAX_CATEGORIES])
         if every > 1:
             coded = {name: codes_of(table[name]) for name in {name for pair in pairs for name in pair}}
-        rules = {(a, b): rule for a, b in pairs if (rule := rule_of(*coded[a], *coded[b])) is not None}
-        return Dependencies(rules)
+        found = {(a, b): rule for a, b in pairs if (rule := rule_of(*coded[a], *coded[b])) is not None}
+        return Dependencies({pair: rule for pair, (rule, _) in found.items()}, {pair: counts for pair, (_, counts) in found.items()})
 
     def merge(self, other: Dependencies) -> Dependencies:
         """Returns the dependencies of both sets of rows."""
         rules: Rules = {}
+        num_rows: dict[tuple[str, str], dict[Any, int]] = {}
         for pair in self.rules.keys() & other.rules.keys():
             first, second = self.rules[pair], other.rules[pair]
-            if all(second.get(value, determined) == determined for value, determined in first.items()):
-                rules[pair] = first | second
-        return Dependencies({pair: rule for pair, rule in rules.items() if len(rule) <= MAX_CATEGORIES})
+            both = first | second
+            if len(both) <= MAX_CATEGORIES and all(both[value] == determined for value, determined in first.items()):
+                counts, more = self.num_rows[pair], other.num_rows[pair]
+                rules[pair], num_rows[pair] = both, {value: counts.get(value, 0) + more.get(value, 0) for value in both}
+        return Dependencies(rules, num_rows)
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[Any]]:
@@ -81,12 +89,17 @@ def agreeing(codes: Mapping[str, NDArray[np.int32]], names: Sequence[str]) -> li
     return found
 
 
-def rule_of(a: NDArray[np.int32], values: Sequence[Any], b: NDArray[np.int32], determined: Sequence[Any]) -> dict[Any, Any] | None:
-    """Returns the value of one column for each of the other, of their codes [n]; None where there are two, or where they are too many."""
+def rule_of(
+    a: NDArray[np.int32], values: Sequence[Any], b: NDArray[np.int32], determined: Sequence[Any]
+) -> tuple[dict[Any, Any], dict[Any, int]] | None:
+    """Returns the value of one column for each of the other, of their codes [n], and in how many rows it is so; None where there are two,
+    or where they are too many."""
     there = (a >= 0) & (b >= 0)
     a, b = a[there], b[there]
     of = np.full(len(values), -1, np.int32)
     of[a] = b
-    if (of[a] != b).any() or np.count_nonzero(of >= 0) > MAX_CATEGORIES:
+    counts = np.bincount(a, minlength=len(values))
+    codes = np.flatnonzero(counts).tolist()
+    if (of[a] != b).any() or len(codes) > MAX_CATEGORIES:
         return None
-    return {values[code]: determined[of[code]] for code in np.flatnonzero(of >= 0).tolist()}
+    return {values[code]: determined[of[code]] for code in codes}, {values[code]: int(counts[code]) for code in codes}

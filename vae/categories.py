@@ -161,13 +161,17 @@ class CategoricalCells(CellDistribution):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Inverts each column's distribution function: one uniform number per cell."""
-        shape, determined = (*self.logits.shape[:-1], len(self.field.free_sizes), 1), self.field.determined
-        uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.logits.device)
-        codes = self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
+        codes, determined = self._free_sample(generator), self.field.determined
         return codes if determined is None else determined.joined(codes, determined.sample(codes, generator))
 
-    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        return found if self.field.determined is None else self.field.determined.settled(found, values, valid)
+    def _free_sample(self, generator: torch.Generator) -> Tensor:
+        shape = *self.logits.shape[:-1], len(self.field.free_sizes), 1
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.logits.device)
+        return self._codes(inverse_of_sums(scores, u) for scores, u in zip(self._scores(), uniform.unbind(-2), strict=True))
+
+    def given(self, values: Tensor, valid: Tensor) -> CellDistribution:
+        determined = self.field.determined
+        return self if determined is None else GivenCells(torch.cat(determined.told(self._scores(), values, valid), -1), self.field)
 
     def _scores(self) -> tuple[Tensor, ...]:
         """Returns the scores of each column that decides for itself, [.., B, its size]."""
@@ -176,6 +180,15 @@ class CategoricalCells(CellDistribution):
     @staticmethod
     def _codes(columns: Iterable[Tensor]) -> Tensor:
         return torch.stack(list(columns), -1).to(torch.int32)
+
+
+class GivenCells(CategoricalCells):
+    """What fills missing cells, given those that are there: what is determined has the value that it should have."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        codes, determined = self._free_sample(generator), self.field.determined
+        assert determined is not None
+        return determined.joined(codes, determined.code_of(codes[..., determined.places].long()))
 
 
 def inverse_of_sums(scores: Tensor, uniform: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ class CellDistribution(ABC):
     def sample(self, generator: torch.Generator) -> Tensor:
         """Returns one draw of every cell, in the field's storage."""
 
-    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """Returns cells [.., B, D] that were found for rows, with those changed that the rows' observed cells, values [B, D], determine."""
-        return found
+    def given(self, values: Tensor, valid: Tensor) -> CellDistribution:
+        """Returns the distribution of missing cells given those that are there, values [B, D] where valid: this one unless they depend."""
+        return self
 
 
 class Likelihood(nn.Module, ABC):

@@ -2,9 +2,9 @@
 
 Given the category a of the one, the other's is f(a) but for a probability e that it is any of its K:
 
-    p(b | a) = (1 - e) [b = f(a)] + e / K,    and where a is missing    p(b | z) = (1 - e) sum_{a: f(a) = b} p(a | z) + e / K.
+    p(b | a) = (1 - e) [b = f(a)] + e / K,    and where a is missing    p(b, .. | z) = sum_a p(a | z) p(b | a) ..
 
-So it needs nothing of the decoder, and rows that break the rule have a probability too.
+over all columns that a determines. So they need nothing of the decoder, and rows that break the rule have a probability too.
 Shapes: S samples, B rows, C columns, H of which are determined and F = C - H are not.
 """
 
@@ -72,22 +72,51 @@ class Determined(nn.Module):
     def log_prob(self, values: Tensor, valid: Tensor | None, log_probs: Callable[[int], Tensor]) -> Tensor:
         """Returns log p of the determined columns' codes, [B, H] or [.., B, H]; values, valid [B, C] (None: all are there).
 
-        log_probs: gives those of one free column's categories, [.., B, K]; asked for where one that determines may be missing.
+        log_probs: gives those of one free column's categories, [.., B, K]; asked for where one that determines may be missing: then the
+        columns that it determines are told one after another, each given those before that are there.
         """
         codes, by = values.index_select(-1, self.columns).long(), values.index_select(-1, self.by).long()
         given = torch.where(self.code_of(by) == codes, self.log_kept, self.log_broken)
         if valid is None:
             return given
         valid = valid.expand(values.shape)
-        missing = valid.index_select(-1, self.columns) & ~valid.index_select(-1, self.by)
+        there = valid.index_select(-1, self.columns)
+        missing = there & ~valid.index_select(-1, self.by)
         if may_look_at(missing) and not bool(missing.any()):
             return given
-        parts = []
-        for column, (place, slack, size) in enumerate(zip(self.places, self.slacks, self.sizes, strict=True)):
-            p = log_probs(place).exp()
-            is_of = self.codes[column, : p.shape[-1]] == codes[:, column, None]
-            parts.append(torch.log((1 - slack) * torch.where(is_of, p, 0.0).sum(-1) + slack / size))
-        return torch.where(missing, torch.stack(parts, -1), given)
+        parts: dict[int, Tensor] = {}
+        for place, columns in self.columns_by_place().items():
+            scores = log_probs(place)
+            total = scores.logsumexp(-1)
+            for column in columns:
+                scores, before = scores + self.evidence(column, codes, there, scores.shape[-1]), total
+                total = scores.logsumexp(-1)
+                parts[column] = total - before
+        return torch.where(missing, torch.stack([parts[column] for column in range(len(self.sizes))], -1), given)
+
+    def columns_by_place(self) -> dict[int, list[int]]:
+        """Returns which determined columns, 0..H-1, each of the free columns that determine some does."""
+        return {place: [column for column, by in enumerate(self.places) if by == place] for place in dict.fromkeys(self.places)}
+
+    def evidence(self, column: int, codes: Tensor, there: Tensor, num_categories: int) -> Tensor:
+        """Returns log p(b | a) for each category a, [B, its K], of a determined column's codes, where they are there; both [B, H]."""
+        is_of = self.codes[column, :num_categories] == codes[:, column, None]
+        return torch.where(there[:, column, None], torch.where(is_of, self.log_kept[column], self.log_broken[column]), 0.0)
+
+    def told(self, scores: Sequence[Tensor], values: Tensor, valid: Tensor) -> list[Tensor]:
+        """Returns the scores of each free column, [.., B, its K], given the cells of values [B, C] that are valid: of p(a | z, b, ..) where
+        a is missing, and where it is there of nothing else."""
+        valid = valid.expand(values.shape)
+        codes, there = values.index_select(-1, self.columns).long(), valid.index_select(-1, self.columns)
+        by, is_given = values.index_select(-1, self.by).long(), valid.index_select(-1, self.by)
+        told = list(scores)
+        for place, columns in self.columns_by_place().items():
+            size = told[place].shape[-1]
+            evidence = torch.stack([self.evidence(column, codes, there, size) for column in columns]).sum(0)
+            others = torch.arange(size, device=by.device) != by[:, columns[0], None]
+            only = torch.zeros_like(evidence).masked_fill(others, -torch.inf)
+            told[place] = told[place] + torch.where(is_given[:, columns[0], None], only, evidence)
+        return told
 
     def sample(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         """Returns draws of the determined columns, [.., B, H], given those of the free ones, [.., B, F]."""
@@ -100,10 +129,3 @@ class Determined(nn.Module):
         """Returns cells [.., B, C] of those of the free columns and the determined ones."""
         determined = determined.to(free.dtype).expand(*free.shape[:-1], -1)
         return torch.cat([free, determined], -1).index_select(-1, self.order)
-
-    def settled(self, found: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """Returns cells [.., B, C] for rows whose cells are those of values [B, C] where valid: determined by what is there."""
-        by = values.index_select(-1, self.by).long()
-        is_given = valid.expand(values.shape).index_select(-1, self.by)
-        codes = torch.where(is_given, self.code_of(torch.where(is_given, by, 0)), found.index_select(-1, self.columns))
-        return found.index_copy(-1, self.columns, codes.to(found.dtype))

@@ -26,16 +26,15 @@ class PosteriorCells(NamedTuple):
 def posterior_cells(model: VAE, rows: Rows, num_samples: int, generator: torch.Generator, with_draws: bool = False) -> PosteriorCells:
     """Returns what every cell of the rows may hold, those that are there included."""
     q_z, condition = model.posterior(rows), model.condition(rows)
-    expected = model.likelihood(q_z.mean, condition).fields
-    at_mean = {name: cells.settled(cells.mean, rows.values[name], rows.valid[name]) for name, cells in expected.items()}
+    at_mean = {name: cells.mean for name, cells in model.likelihood(q_z.mean, condition).given(rows).items()}
     sums: dict[str, Tensor] = {name: torch.zeros_like(cells, dtype=torch.float64) for name, cells in at_mean.items()}
     draws: dict[str, list[Tensor]] = {name: [] for name in at_mean} if with_draws else {}
     for _ in range(num_samples):
         noise = torch.randn(rows.num_rows, model.latent_dim, generator=generator, dtype=model.dtype)
-        fields = model.likelihood(q_z.rsample(noise.to(model.device)), condition).fields
+        fields = model.likelihood(q_z.rsample(noise.to(model.device)), condition).given(rows)
         for name, cells in fields.items():
             sums[name] += cells.mean
             if with_draws:
-                draws[name].append(cells.settled(cells.sample(generator), rows.values[name], rows.valid[name]))
+                draws[name].append(cells.sample(generator))
     average = {name: total / max(1, num_samples) for name, total in sums.items()}
     return PosteriorCells(at_mean, average, {name: torch.stack(found) for name, found in draws.items() if found})

@@ -1,6 +1,6 @@
 """What a model's bound must exceed: the density of independent columns, each with the likelihood that the model gives it.
 
-The decoder is one vector of outputs, the same for all rows: a VAE whose latent says nothing ends here.
+The decoder is one vector of outputs, the same for all rows: a VAE whose latent says nothing, and with no determined columns, ends here.
 Shapes: B rows, F decoder outputs.
 """
 
@@ -50,11 +50,13 @@ class IndependentColumns(NamedTuple):
 def fit_independent(architecture: Mapping[str, Any], rows: Rows, seed: int = 0) -> IndependentColumns:
     """Returns the likelihoods and outputs that fit training rows best, by Adam. architecture: the arguments of the model's VAE.
 
+    No column determines another here, as it may do in the model.
     A normal prior on the outputs, which weighs as much as one row, keeps what no training row has from probability 0.
     """
+    fields = [{key: value for key, value in field.items() if key != "rules"} for field in architecture["fields"]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VAE(**architecture)
+        model = VAE(**{**architecture, "fields": fields})
     likelihoods: dict[str, Likelihood] = dict(model.likelihoods.items())  # type: ignore[arg-type]
     outputs = torch.zeros(sum(likelihood.num_outputs for likelihood in likelihoods.values()), requires_grad=True)
     optimizer = torch.optim.Adam([outputs, *model.likelihoods.parameters()], lr=LEARNING_RATE)

@@ -39,3 +39,9 @@ class RowDistribution:
             valid = rows.valid[name]
             result[name] = distribution.observed_log_prob(without_missing(rows.values[name], valid), valid)
         return result
+
+    def given(self, rows: Rows) -> dict[str, CellDistribution]:
+        """Returns the distributions of missing cells given z and the rows' cells that are there."""
+        return {
+            name: cells.given(without_missing(rows.values[name], rows.valid[name]), rows.valid[name]) for name, cells in self.fields.items()
+        }

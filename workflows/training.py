@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from data.columns import Rules, decide_columns
 from data.conditions import check_condition, conditioned
-from data.determined import undetermined, with_dependencies
+from data.determined import with_dependencies
 from data.encoding import TableEncoding
 from data.listing import DataError
 from data.marginals import marginals
@@ -121,8 +121,7 @@ def prepare_each(configs: Sequence[TrainConfig], table: Table, validation_table:
     if source.num_rows(TRAIN) == 0:
         raise DataError(f"{data.path}: none of its {table.num_rows} rows is on the training side; lower data.validation_fraction")
     rules = Rules(data.max_categories, data.min_category_count, data.nonfinite)
-    decided = with_dependencies(decide_columns(table.schema, summary, key, data.columns, rules), summary)
-    columns = undetermined(conditioned(decided, data.condition))
+    columns = with_dependencies(conditioned(decide_columns(table.schema, summary, key, data.columns, rules), data.condition), summary)
     wishes = {json.dumps(config.model.likelihoods, sort_keys=True): config.model.likelihoods for config in configs}
     granted = {wish: with_likelihoods(columns, summary, likelihoods) for wish, likelihoods in wishes.items()}
     encodings = {wish: TableEncoding(table.schema, tuple(found), key, data.nonfinite) for wish, found in granted.items()}

@@ -15,7 +15,7 @@ from data.column import Column
 from data.columns import Rules, decide_columns
 from data.conditions import conditioned
 from data.dependencies import MAX_CATEGORIES, MAX_COLUMNS, Dependencies
-from data.determined import undetermined, with_dependencies
+from data.determined import with_dependencies
 from data.encoding import TableEncoding
 from data.statistics import TableSummary, merge_all, summarise_table
 
@@ -117,6 +117,29 @@ def test_a_column_that_hardly_varies_is_not_determined_by_chance() -> None:
     assert determined_by(decided(pa.table({"group": group, "rare": rare}))) == {}
 
 
+def test_values_that_come_only_where_the_other_column_is_null_are_not_determined_by_it() -> None:
+    has_loan = np.arange(N) % 3 == 0
+    purpose = pa.array(np.random.default_rng(0).choice(list("abcd"), N), mask=~has_loan)
+    assert determined_by(decided(pa.table({"purpose": purpose, "has_loan": np.where(has_loan, "yes", "no")}))) == {}
+
+
+@pytest.mark.parametrize("num_both", [0, 8, 80])
+def test_only_rows_with_both_values_are_evidence(num_both: int) -> None:
+    a = np.arange(N) % 4
+    first, second = np.arange(N) < N // 2, np.arange(N) < N // 2 - num_both
+    table = pa.table({"a": pa.array(a, mask=~first), "b": pa.array([f"b{n % 2}" for n in a], mask=second)})
+    columns = decided(table)
+    assert determined_by(columns) == ({"b": "a"} if num_both == 80 else {})
+    assert columns["b"].slack == (1 / (num_both + 2) if num_both == 80 else 0)
+
+
+def test_a_column_that_hardly_varies_where_the_other_is_there_is_not_determined_by_chance() -> None:
+    there = np.arange(N) < 60
+    group = pa.array(["z" if n == 5 else f"g{n % 3}" for n in range(N)], mask=~there)
+    rare = np.where(np.arange(N) == 5, "yes", np.where(there | (np.arange(N) % 2 == 0), "no", "yes"))
+    assert determined_by(decided(pa.table({"group": group, "rare": rare}))) == {}
+
+
 def test_many_categories_determine_nothing_and_neither_do_categories_together() -> None:
     rng = np.random.default_rng(0)
     number = rng.integers(0, MAX_CATEGORIES + 1, 20_000)
@@ -142,10 +165,21 @@ def test_a_category_of_the_one_that_never_came_with_the_other_gives_the_most_fre
 
 
 def test_conditions_determine_nothing_and_are_not_determined() -> None:
-    columns = [*decided(places().select(["code", "town", "country"])).values()]
-    for condition, left in ((("code",), {}), (("town",), {"country": "code"})):
-        marked = undetermined(conditioned(columns, condition))
+    table = places().select(["code", "town", "country"])
+    summary = summary_of(table)
+    columns = decide_columns(table.schema, summary, None, {}, Rules())
+    for condition, left in ((("code",), {"country": "town"}), (("town",), {"country": "code"}), (("code", "town"), {})):
+        marked = with_dependencies(conditioned(columns, condition), summary)
         assert determined_by({column.name: column for column in marked}) == left
+
+
+def test_the_column_that_is_there_in_most_rows_determines_and_of_these_the_one_with_the_fewest_categories() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, N)
+    wide, narrow = kind + 2 * rng.integers(0, 4, N), kind + 2 * rng.integers(0, 2, N)
+    for share, expected in ((0.0, "narrow"), (0.5, "wide")):
+        table = pa.table({"kind": kind, "narrow": pa.array(narrow, mask=rng.random(N) < share), "wide": wide})
+        assert determined_by(decided(table)) == {"kind": expected}
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -63,6 +63,26 @@ def test_missing_cells_are_summed_out(missing: tuple[int, ...]) -> None:
     torch.testing.assert_close(by_hand.exp(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(plain, by_hand.detach())
     torch.testing.assert_close(cells.observed_log_prob(values, valid).sum(-1), by_hand)
+
+
+@pytest.mark.parametrize("missing", [held for n in range(5) for held in combinations(range(4), n)])
+def test_columns_that_one_determines_are_summed_out_together(missing: tuple[int, ...]) -> None:
+    sizes, cells = [2, 5, 3, 2], torch.tensor([*product(range(2), range(5), range(3), range(2))], dtype=torch.int32)
+    rules: list[Any] = [[1, [0, 1, 1, 0, 0], 0.2], None, [1, [2, 0, 1, 1, 0], 0.1], [1, [0, 1, 0, 1, 0], 0.3]]
+    logits = torch.randn(5, generator=generator(), dtype=torch.float64)
+    p = torch.softmax(logits, -1)[cells[:, 1].long()]
+    for column, rule in enumerate(rules):
+        if rule is not None:
+            keeps = torch.tensor(rule[1])[cells[:, 1].long()] == cells[:, column]
+            p = p * ((1 - rule[2]) * keeps + rule[2] / sizes[column])
+    expected = p.reshape(sizes).sum(missing, keepdim=True).expand(sizes).flatten() if missing else p
+    valid = torch.ones_like(cells, dtype=torch.bool)
+    valid[:, list(missing)] = False
+    found = Categorical(sizes, rules).double()(logits.expand(2, len(cells), -1).clone().requires_grad_())
+    values = torch.where(valid, cells, 0)
+    by_hand = found.sum_log_prob(values, valid)
+    torch.testing.assert_close(by_hand.exp(), expected.expand(2, -1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.observed_log_prob(values, valid).sum(-1), by_hand)
 
 
 def test_slopes_are_those_of_the_probabilities() -> None:
@@ -146,6 +166,35 @@ def test_a_missing_cell_is_filled_with_what_the_one_that_is_there_determines(mod
     valid[:, 1] = False  # now the town is anybody's guess, and the country is that of the guess
     found = posterior_cells(model, rows_of(EVERY * valid, valid), 0, generator())
     assert found.at_mean["c"][:, 0].tolist() == [COUNTRY_OF_TOWN[town] for town in found.at_mean["c"][:, 1].tolist()]
+
+
+@pytest.mark.parametrize("there", [(0,), (1,), (0, 2), (2,), ()])
+def test_missing_cells_are_filled_given_what_is_there(there: tuple[int, ...]) -> None:
+    logits, n = logits_of(), 40_000
+    row, valid = torch.tensor([[1, 2, 0]], dtype=torch.int32).expand(n, -1), torch.zeros(n, 3, dtype=torch.bool)
+    valid[:, list(there)] = True
+    filling = field()(logits.expand(n, -1)).given(row, valid)
+    agrees = (row[0] == EVERY)[:, list(there)].all(-1)
+    p_town = torch.stack([(joint(logits) * agrees * (EVERY[:, 1] == town)).sum() for town in range(4)])
+    p_town = p_town / p_town.sum()
+    drawn = filling.sample(generator(1))
+    counts = torch.bincount(drawn[:, 1].long(), minlength=4).double()
+    assert ((counts - n * p_town).abs() <= 5 * (n * p_town * (1 - p_town)).sqrt() + 1e-9).all()
+    assert (filling.mean[:, 1] == p_town.argmax()).all()
+    for found in (drawn, filling.mean):
+        assert (found[:, 0] == torch.tensor(COUNTRY_OF_TOWN)[found[:, 1].long()]).all()
+
+
+def test_a_missing_cell_is_filled_with_what_gives_the_one_that_is_there() -> None:
+    values = EVERY[:12].clone()
+    valid = torch.tensor([True, False, True]).expand(12, -1)
+    rules = [[1, COUNTRY_OF_TOWN, 1e-9], None, None]
+    model = VAE([{"name": "c", "likelihood": "categorical", "sizes": SIZES, "rules": rules, "valid_size": 3}], 2, [8])
+    for country in (0, 1):
+        values[:, 0] = country
+        found = posterior_cells(model, rows_of(values, valid), 5, generator(), with_draws=True)
+        for towns in (found.at_mean["c"][:, 1], found.draws["c"][..., 1]):
+            assert (torch.tensor(COUNTRY_OF_TOWN)[towns.long()] == country).all()
 
 
 def test_rows_that_break_the_rule_cost_the_log_of_the_slack() -> None:

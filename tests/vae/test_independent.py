@@ -66,3 +66,12 @@ def test_a_score_leaves_the_density_as_it_was() -> None:
 def test_no_rows_have_no_scores() -> None:
     fitted = fit_independent(ARCHITECTURE, rows(50))
     assert fitted.score(rows(50).slice(0, 0)).shape == (0,)
+
+
+def test_a_column_that_another_one_determines_is_independent_of_it() -> None:
+    train = rows(2000)
+    both = train._replace(values={"c": train.values["c"].repeat(1, 2)}, valid={"c": torch.ones(2000, 2, dtype=torch.bool)})
+    plain = {"name": "c", "likelihood": "categorical", "valid_size": 2, "sizes": [4, 4]}
+    ruled = plain | {"rules": [None, [0, [0, 1, 2, 3], 1e-3]]}
+    scores = [fit_independent(ARCHITECTURE | {"fields": [field]}, both).score(both) for field in (plain, ruled)]
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=0)
