@@ -8,6 +8,9 @@ from typing import Any
 
 from data.likelihood_names import CONTINUOUS, COUNTS, default_likelihood
 
+# Integers with at most this many different values are codes more often than quantities.
+MAX_INTEGER_CATEGORIES = 20
+
 
 @dataclass(frozen=True)
 class Column:

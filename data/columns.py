@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from data.column import Column
+from data.column import MAX_INTEGER_CATEGORIES, Column
 from data.listing import DataError
 from data.numeric_columns import numeric_column
 from data.overrides import ColumnOverrideError, can_be, check_overrides
@@ -19,8 +19,6 @@ from data.statistics import ColumnSummary, TableSummary
 from data.types import MAX_EXACT_INTEGER, is_list, is_number, is_temporal, is_text
 from data.widening import unsuitable, without_dictionary
 
-# Integers with at most this many different values are codes more often than quantities.
-MAX_INTEGER_CATEGORIES = 20
 # Text of which this share of the values differs is free text: a category says something only where it comes again.
 FREE_TEXT_SHARE = 0.9
 # Decimals of so many digits come back from float64 as they were.

@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.column import MAX_INTEGER_CATEGORIES
 from data.types import is_text
 from data.widening import without_dictionary
 
 # A column that determines others has so many categories at most, so that rules are small and most pairs are out at once; of a table with
 # more columns of text and integers none is looked at.
 MAX_CATEGORIES, MAX_COLUMNS = 128, 50
-# Integers of more different values are categories only where they are named so.
-MAX_INTEGERS = 20
 # Rows by which most pairs are seen to be none.
 SAMPLE_ROWS = 2048
 
@@ -50,7 +49,7 @@ class Dependencies:
             return Dependencies({}, {})
         every = max(1, len(table) // SAMPLE_ROWS)
         coded = {name: codes_of(table[name].take(np.arange(0, len(table), every))) for name in names}
-        names = [name for name in names if is_text(kinds[name]) or name in categorical or len(coded[name][1]) <= MAX_INTEGERS]
+        names = [name for name in names if is_text(kinds[name]) or name in categorical or len(coded[name][1]) <= MAX_INTEGER_CATEGORIES]
         pairs = agreeing({name: coded[name][0] for name in names}, [name for name in names if len(coded[name][1]) <= MAX_CATEGORIES])
         if every > 1:
             coded = {name: codes_of(table[name]) for name in {name for pair in pairs for name in pair}}

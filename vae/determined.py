@@ -41,6 +41,8 @@ class Determined(nn.Module):
         if len(rules) != len(sizes):
             raise ValueError(f"there are {len(rules)} rules for {len(sizes)} columns")
         found = {column: rule for column, rule in enumerate(rules) if rule is not None}
+        if not found:
+            raise ValueError("no rule determines a column; leave rules out")
         free = [column for column in range(len(sizes)) if column not in found]
         for column, (by, codes, slack) in found.items():
             fits = by in free and len(codes) == sizes[by] and all(0 <= code < sizes[column] for code in codes)

@@ -51,8 +51,10 @@ class Heaps(nn.Module):
     def __init__(self, grid: Grid, heaps: Sequence[Sequence[float] | None], on_spike: Tensor) -> None:
         super().__init__()
         found = {cell: heap for cell, heap in enumerate(heaps) if heap is not None}
-        if len(heaps) != grid.size or any(step <= 1 for step, _, _ in found.values()):
-            raise ValueError(f"heaps: None or a step beyond 1, a multiple and a share are needed for {grid.size} cells; they are {heaps}")
+        if len(heaps) != grid.size or not found or any(step <= 1 for step, _, _ in found.values()):
+            raise ValueError(
+                f"heaps: None or a step beyond 1, a multiple and a share are needed for {grid.size} cells, not all None; they are {heaps}"
+            )
         warp = grid.warp()
         rows = []
         for cell, (step, multiple, _) in found.items():

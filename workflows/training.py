@@ -29,6 +29,7 @@ from data.shard import Reader, bytes_per_row, layout, reading_dataset
 from data.split import TRAIN, VALIDATION
 from data.stream import NUM_AHEAD, Stream
 from data.table import RowGroup, Table, open_table
+from data.widening import unsuitable
 from data.wishes import check_likelihoods, with_likelihoods
 from workflows.architecture import architecture, prior_of
 from workflows.checkpoint import Checkpoints
@@ -152,8 +153,10 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
     for column in encoding.columns:
         kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
         kind += " (condition)" if column.condition else ""
-        arrow_type = str(encoding.schema.field(column.name).type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
-        table.add_row(column.name, arrow_type, kind, f"{column.null_fraction:.1%}", column.reason)
+        item = encoding.schema.field(column.name)
+        nulls = f"{column.null_fraction:.1%}" if unsuitable(item) is None else "not read"
+        arrow_type = str(item.type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
+        table.add_row(column.name, arrow_type, kind, nulls, column.reason)
     Console(stderr=True, width=max(120, Console(stderr=True).width)).print(table)
 
 

@@ -52,7 +52,7 @@ class WorkerTask:
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker's place: its task, its rank among the workers, its line to the driver, when it started."""
+    """One worker's place: its task, its rank among the workers, its line to the driver, and what it computes on."""
 
     task: WorkerTask
     rank: int

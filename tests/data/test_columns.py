@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 import data.statistics
-from data.column import Column
-from data.columns import MAX_INTEGER_CATEGORIES, Rules, decide_columns
+from data.column import MAX_INTEGER_CATEGORIES, Column
+from data.columns import Rules, decide_columns
 from data.listing import DataError
 from data.overrides import ColumnOverrideError, check_overrides, counted_columns, key_column
 from data.statistics import TableSummary, merge_all, summarise_table

@@ -195,7 +195,7 @@ def test_cells_without_heaps_are_as_if_no_cell_had_some() -> None:
         torch.testing.assert_close(other.sum_log_prob(y, valid), second.sum(-1))
 
 
-@pytest.mark.parametrize("heaps", [[None], [None, [1, 0, 0.5]], [None, [4, 0, 0.5], None]])
+@pytest.mark.parametrize("heaps", [[None], [None, None], [None, [1, 0, 0.5]], [None, [4, 0, 0.5], None]])
 def test_steps_that_are_not_coarser_and_other_numbers_of_cells_are_refused(heaps: list[Any]) -> None:
     with pytest.raises(ValueError, match="heaps: None or a step beyond 1, a multiple and a share are needed for 2 cells"):
         LIKELIHOODS["discretised_logistics"](size=2, half_width=[0.1], lower=[-9.0], upper=[9.0], heaps=heaps)

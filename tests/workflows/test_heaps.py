@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from data.encoding import TableEncoding
+from data.heaps import told_apart
 from tests.small_models import encoding_of, small_model
 from vae import VAE, Rows
+from vae.mixtures import WarpedDiscretisedLogistics
 from workflows.architecture import architecture
 from workflows.generation import RowGenerator
 from workflows.model_config import ModelConfig
@@ -66,6 +68,20 @@ def test_masses_of_all_whole_numbers_sum_to_one(encoding: TableEncoding) -> None
         p = model.likelihood(torch.randn(1, 2).expand(len(x), -1)).log_prob(rows).exp().double().numpy()
         assert p.sum() == pytest.approx(1, abs=2e-3)
         assert p[x % 100 == 0].sum() > 0.3
+
+
+@torch.no_grad()
+def test_a_column_and_its_model_tell_the_same_multiples_from_their_neighbours(encoding: TableEncoding) -> None:
+    """Two formulas, of NumPy and of torch: what the decision for a column counts on is what the model does."""
+    x = 100 * np.unique(np.geomspace(1, 10**7, 2000).round())
+    cells = Rows.from_arrays(encoding.encode(pa.table({"old": pa.nulls(len(x), pa.bool_()), "gas": x}), "here")).values["warped"]
+    likelihood = VAE(**architecture(encoding, ModelConfig(2, [8]))).likelihoods["warped"]
+    assert isinstance(likelihood, WarpedDiscretisedLogistics)
+    assert likelihood.heaps is not None
+    _, is_multiple, told = likelihood.heaps.intervals(cells)
+    assert 0.3 < told.float().mean() < 0.9
+    assert told[:, 0].tolist() == told_apart(encoding.columns[1], x).tolist()
+    assert is_multiple[told].all()
 
 
 def test_the_bound_is_near_the_exact_log_likelihood_and_far_above_that_of_single_steps(

@@ -13,12 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from data.split import TRAIN
 from tests.running import Trained, run_job
+from tests.small_models import encoding_of
 from workflows import encode, evaluate_job, generate, reconstruct
 from workflows.batch_config import EncodeConfig, GenerateConfig, ReconstructConfig
 from workflows.checks import ConfigError
 from workflows.evaluate_config import EvaluateConfig
 from workflows.job import parse
+from workflows.training import show_columns
 
 SIZE = 120
 
@@ -117,3 +120,11 @@ def test_it_is_served(odd: Trained, rows: pa.Table) -> None:
         assert np.isfinite(served.predict(without)).all().all()
         filled = served.predict(without, params={"task": "reconstruct"})
         assert pd.notna(filled[name][0]) if name != "prices" else len(filled[name][0]) == 2
+
+
+def test_a_column_that_is_not_read_is_not_said_to_be_null(capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"note": pa.array([{"a": 1}] * 4), "x": pa.array([0.5, None, 1.5, 2.0])})
+    show_columns(encoding_of(table), {TRAIN: 4})
+    note, x = (line.split() for line in capsys.readouterr().err.splitlines() if line.strip().startswith(("note", "x ")))
+    assert note[:6] == ["note", "struct<a:", "int64>", "ignored", "not", "read"]
+    assert x[:4] == ["x", "double", "numeric", "25.0%"]

@@ -35,6 +35,12 @@ def history(folder: Path, run_id: str, name: str) -> list[float]:
     return [point.value for point in sorted(points, key=lambda point: point.step)]
 
 
+def versions(folder: Path) -> list[str]:
+    """Returns the versions of the model that were registered."""
+    found = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_model_versions("name = 'vae'")
+    return [str(version.version) for version in found]
+
+
 @pytest.fixture(scope="module")
 def prime_table(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """257 digits in two files of uneven row groups: no number of workers, shards or rows per step divides them."""
@@ -175,8 +181,7 @@ def test_a_run_without_a_finite_step_is_not_registered(prime_table: Path, ray_ad
     ended = train(tmp_path, ray_address, *options)
     assert ended.code == 1
     assert "none of the 2 steps had a finite loss and gradient: nothing was learned, nothing is registered" in ended.stderr
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.search_model_versions("name = 'vae'") == []
+    assert versions(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -189,8 +194,7 @@ def test_a_run_whose_validation_rows_have_no_finite_elbo_says_so_and_is_not_regi
     assert ended.code == 1
     assert "the ELBO of the validation rows was finite after no epoch" in ended.stderr
     assert "Traceback" not in ended.stderr
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.search_model_versions("name = 'vae'") == []
+    assert versions(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -201,8 +205,7 @@ def test_a_model_whose_rows_have_no_finite_elbo_is_not_registered(prime_table: P
     assert ended.code == 1
     assert "the ELBO of the train rows is not finite under the weights that training ended with: nothing is registered" in ended.stderr
     assert "Traceback" not in ended.stderr
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.search_model_versions("name = 'vae'") == []
+    assert versions(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -219,8 +222,7 @@ def test_a_run_that_ended_before_its_registration_is_registered_once(prime_table
     assert len([line for line in metrics.read_text().splitlines() if f'"steps", "step": {first["num_steps"]},' in line]) == 1
     assert "epoch 1/2" not in again.stderr
     assert again.json | {"wall_s": 0} == first | {"wall_s": 0}
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert [str(version.version) for version in client.search_model_versions("name = 'vae'")] == ["1"]
+    assert versions(tmp_path) == ["1"]
 
 
 @pytest.mark.slow
