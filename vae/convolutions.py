@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vae.linear import Linear
 from vae.networks import residual
 
 # Channels of the finest level; each coarser one has twice as many, up to MAX_CHANNELS.
@@ -98,7 +99,7 @@ class ImageEncoder(nn.Module):
         for (channels, _, _), coarser in zip(sizes, [*sizes[1:], None], strict=True):
             layers.append(ResidualPixels(channels))
             layers += [nn.Conv2d(channels, coarser[0], 3, stride=2, padding=1)] if coarser else []
-        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Flatten(), nn.Linear(math.prod(sizes[-1]), num_outputs))
+        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Flatten(), Linear(math.prod(sizes[-1]), num_outputs))
 
     def forward(self, cells: Tensor) -> Tensor:
         vectors: Tensor = self.layers(self.image.stacked(cells))
@@ -112,7 +113,7 @@ class ImageDecoder(nn.Module):
         super().__init__()
         self.image, self.sizes = image, levels(image)
         coarsest = self.sizes[-1]
-        self.into = nn.Linear(num_inputs, math.prod(coarsest))
+        self.into = Linear(num_inputs, math.prod(coarsest))
         self.blocks = nn.ModuleList([ResidualPixels(channels) for channels, _, _ in self.sizes])
         self.finer = nn.ModuleList(
             [nn.Conv2d(coarse[0], fine[0], 3, padding=1) for fine, coarse in zip(self.sizes, self.sizes[1:], strict=False)]
@@ -155,11 +156,11 @@ class FusedDecoder(nn.Module):
     def __init__(self, num_inputs: int, images: Sequence[tuple[Image, int]], hidden_dims: Sequence[int], num_outputs: int) -> None:
         super().__init__()
         width = hidden_dims[-1]
-        self.trunk = residual(num_inputs, hidden_dims[:-1], width) if len(hidden_dims) > 1 else nn.Linear(num_inputs, width)
+        self.trunk = residual(num_inputs, hidden_dims[:-1], width) if len(hidden_dims) > 1 else Linear(num_inputs, width)
         self.decoders = nn.ModuleList([ImageDecoder(width, image, per_cell) for image, per_cell in images])
         self.spans = [(image.begin, image.begin + per_cell * image.size) for image, per_cell in images]
         others = num_outputs - sum(end - begin for begin, end in self.spans)
-        self.others: Any = nn.Linear(width, others) if others else None
+        self.others: Any = Linear(width, others) if others else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.trunk(inputs.reshape(math.prod(inputs.shape[:-1]), inputs.shape[-1]))

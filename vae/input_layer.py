@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vae.host import may_look_at
+from vae.linear import Linear, affine
 
 
 class OneHot(NamedTuple):
@@ -38,7 +39,7 @@ def zeros_cost(tensor: Tensor) -> bool:
     return may_look_at(tensor) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
-class InputLayer(nn.Linear):
+class InputLayer(Linear):
     """An affine map of features [B, F], or of their parts in order, each of them numbers or one-hot: of these it adds up weights."""
 
     def forward(self, inputs: Tensor | Sequence[Tensor | OneHot]) -> Tensor:
@@ -49,7 +50,7 @@ class InputLayer(nn.Linear):
         numbers = [(part, weight) for part, weight in weighted if isinstance(part, Tensor)]
         outputs: Tensor = self.bias
         if numbers:
-            outputs = F.linear(torch.cat([part for part, _ in numbers], 1), torch.cat([weight for _, weight in numbers], 1), self.bias)
+            outputs = affine(torch.cat([part for part, _ in numbers], 1), torch.cat([weight for _, weight in numbers], 1), self.bias)
         for part, weight in weighted:
             if isinstance(part, OneHot):
                 outputs = outputs + F.embedding_bag(part.places, weight.t().contiguous(), mode="sum", per_sample_weights=part.there)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.input_layer import InputLayer, OneHot
+from vae.linear import Linear
 
 
 def linear(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Module:
@@ -20,8 +21,8 @@ def mlp(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Mod
     """Returns affine maps with ReLU between them, [B, num_inputs] -> [B, num_outputs]."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise([num_inputs, *hidden_dims]):
-        layers += [InputLayer(size_in, size_out) if not layers else nn.Linear(size_in, size_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear([num_inputs, *hidden_dims][-1], num_outputs))
+        layers += [InputLayer(size_in, size_out) if not layers else Linear(size_in, size_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, Linear([num_inputs, *hidden_dims][-1], num_outputs))
 
 
 class Gated(nn.Module):
@@ -41,7 +42,7 @@ class Gated(nn.Module):
 def gated(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Module:
     """Returns gated layers and an affine map after them, [B, num_inputs] -> [B, num_outputs]."""
     sizes = [num_inputs, *hidden_dims]
-    return nn.Sequential(*(Gated(size_in, size_out) for size_in, size_out in pairwise(sizes)), nn.Linear(sizes[-1], num_outputs))
+    return nn.Sequential(*(Gated(size_in, size_out) for size_in, size_out in pairwise(sizes)), Linear(sizes[-1], num_outputs))
 
 
 class Residual(nn.Module):
@@ -49,7 +50,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.into, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm, self.into, self.out = nn.LayerNorm(width), Linear(width, width), Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -63,10 +64,10 @@ def residual(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> n
     layers: list[nn.Module] = []
     width = num_inputs
     for number, size in enumerate(hidden_dims):
-        layers += [InputLayer(width, size) if number == 0 else nn.Linear(width, size)] if number == 0 or size != width else []
+        layers += [InputLayer(width, size) if number == 0 else Linear(width, size)] if number == 0 or size != width else []
         layers.append(Residual(size))
         width = size
-    return nn.Sequential(*layers, nn.LayerNorm(width), nn.Linear(width, num_outputs))
+    return nn.Sequential(*layers, nn.LayerNorm(width), Linear(width, num_outputs))
 
 
 Build = Callable[[int, Sequence[int], int], nn.Module]

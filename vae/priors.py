@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from vae.linear import Linear
 from vae.posteriors import DiagonalGaussian, Posterior
 
 # Pseudo-inputs begin near the average row, whose standardised features are 0, and this far apart.
@@ -194,7 +195,7 @@ class ConditionalNormal(Prior):
         if not sizes.condition_size:
             raise ValueError("the conditional prior needs a condition, and the model has none")
         width = sizes.hidden_dims[-1] if sizes.hidden_dims else sizes.latent_dim
-        self.hidden, self.out = nn.Linear(sizes.condition_size, width), nn.Linear(width, 2 * sizes.latent_dim)
+        self.hidden, self.out = Linear(sizes.condition_size, width), Linear(width, 2 * sizes.latent_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.latent_dim = sizes.latent_dim
