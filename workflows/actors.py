@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
@@ -100,20 +101,27 @@ def distributed(
 
     do(actor, unit) has a unit done; of None, it ends when the actor is ready.
     """
-    under_way = {do(actor, None): actor for actor in actors}
-    starting = set(under_way)
+    under_way: dict[ray.ObjectRef, Any] = {}
+
+    def give(actor: Any, unit: Mapping[str, Any] | None) -> None:
+        under_way[do(actor, unit)] = actor
+
     num_left = len(waiting)
+    giving = ThreadPoolExecutor(1)  # a stop interrupts the main thread alone: what was given is known
     try:
+        list(giving.map(give, actors, [None] * len(actors)))
+        starting = set(under_way)
         while num_left:
             (ended,), _ = ray.wait(list(under_way), num_returns=1)
             actor = under_way.pop(ended)
             result = outcome(ended)
             while waiting and sum(other is actor for other in under_way.values()) < UNITS_AHEAD:
-                under_way[do(actor, waiting.popleft())] = actor
+                giving.submit(give, actor, waiting.popleft()).result()
             if ended not in starting:
                 num_left -= 1
                 yield result
     finally:
+        giving.shutdown()
         for reference in under_way:
             ray.cancel(reference)  # else Ray says that it tries again what the actors are killed over
 
