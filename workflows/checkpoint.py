@@ -95,12 +95,27 @@ class TrainingState:
         return files | {STATE: json.dumps(asdict(self.progress)).encode()}
 
     def load(self, files: dict[str, bytes]) -> None:
+        """Takes over what a checkpoint's files hold. Raises ComputationError where it is of another model."""
         device = self.model.device
+        refuse_other_model(self.model, load(files[WEIGHTS]))
         weights, best, optimizer = ({k: t.to(device) for k, t in load(files[name]).items()} for name in (WEIGHTS, BEST, OPTIMIZER))
         self.model.load_state_dict(weights)
         self.best = best
         self.optimizer.load(optimizer)
         self.progress = progress_of(files)
+
+
+def refuse_other_model(model: VAE, weights: dict[str, Tensor]) -> None:
+    """Raises ComputationError where weights are not a model's, as where a later version of the code makes another one of the same table."""
+    saved, own = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (weights, model.state_dict()))
+    differing = [name for name in sorted(saved.keys() | own.keys()) if saved.get(name) != own.get(name)]
+    if differing:
+        name = differing[0]
+        raise ComputationError(
+            f"the run's checkpoint is of another model than this version of the code makes of the table ({len(differing)} of its tensors, "
+            f"first {name}: {saved.get(name, 'none')} there, {own.get(name, 'none')} here); end the run with the version that began it "
+            "(git_sha of its MLflow run), or choose a new run.name"
+        )
 
 
 def progress_of(files: dict[str, bytes]) -> Progress:

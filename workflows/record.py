@@ -26,7 +26,7 @@ from data.table import Table
 from vae.bundle import load_bundle, save_bundle
 from vae.model import VAE
 from workflows.architecture import architecture
-from workflows.checkpoint import BEST, Checkpoints, Progress, progress_of, read
+from workflows.checkpoint import BEST, Checkpoints, Progress, progress_of, read, refuse_other_model
 from workflows.checks import ConfigError
 from workflows.cluster import check_submitted, is_submitted
 from workflows.config import TrainConfig
@@ -191,7 +191,9 @@ def record_end(
     with tempfile.TemporaryDirectory() as folder:
         bundle, pictures = Path(folder) / "bundle", Path(folder) / "pictures"
         model = VAE(**architecture(encoding, config.model, progress.scores["train"]["num_rows"]) | progress.prior)
-        model.load_state_dict(load_tensors(files[BEST]))
+        best = load_tensors(files[BEST])
+        refuse_other_model(model, best)
+        model.load_state_dict(best)
         is_validation = config.data.validation_path is not None
         reference = training_reference(model, encoding, table, record, is_validation, config.data.max_batch_bytes)
         sha256 = save_bundle(bundle, model, record | ({"drift": reference} if reference is not None else {}))

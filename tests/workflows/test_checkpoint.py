@@ -12,7 +12,8 @@ import torch
 from pyarrow import fs
 
 from data.stores import replace
-from tests.workflows.test_steps import small_model
+from tests.workflows.test_steps import FIELDS, LATENT_DIM, small_model
+from vae.model import VAE
 from workflows.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, Progress, TrainingState, progress_of
 from workflows.errors import ComputationError
 from workflows.model_config import TrainingConfig
@@ -235,3 +236,14 @@ def test_on_a_node_that_does_not_have_the_runs_folder_nothing_starts_over(tmp_pa
     assert store(tmp_path / "checkpoints").newest() is None
     with pytest.raises(ComputationError, match=f"{tmp_path}/elsewhere is not there on {platform.node()}"):
         store(tmp_path / "elsewhere" / "checkpoints").newest()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_loads_nothing() -> None:
+    files, state = state_at(5).files(), state_at(0)
+    model = VAE([*FIELDS, {"name": "y", "likelihood": "gaussian", "size": 1, "valid_size": 1}], LATENT_DIM, [5]).double()
+    other = TrainingState(model, Optimizer(model, TrainingConfig()), {}, Progress())
+    with pytest.raises(ComputationError, match=r"another model than this version .*first decoder.*choose a new run.name"):
+        other.load(files)
+    assert other.progress.step == 0
+    state.load(files)
+    assert state.progress.step == 5
