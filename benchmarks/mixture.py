@@ -80,8 +80,9 @@ class Columns:
 
 
 def fit(columns: Columns, frame: pd.DataFrame, num_classes: int, seed: int) -> StepMix:
+    numbers = "gaussian_diag_nan" if frame[columns.numbers].isna().any(axis=None) else "gaussian_diag"  # whose variances never are 0
     measurement = {
-        "numbers": {"model": "gaussian_diag_nan", "n_columns": len(columns.numbers)},
+        "numbers": {"model": numbers, "n_columns": len(columns.numbers)},
         "names": {"model": "categorical_nan", "n_columns": len(columns.names)},
     }
     mixture = StepMix(num_classes, measurement=measurement, max_iter=300, abs_tol=1e-4, random_state=seed, progress_bar=0)
