@@ -1,4 +1,4 @@
-"""What a mixture model from a known library says of a table's validation rows: StepMix (pip install stepmix), latent classes of mixed columns.
+"""What a mixture model from a known library (StepMix: pip install stepmix; latent classes of mixed columns) says of validation rows.
 
     python benchmarks/mixture.py --data TABLE --key KEY [--num_classes 10,30,100]
 

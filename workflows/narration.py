@@ -11,7 +11,7 @@ from workflows.config import TrainConfig
 from workflows.errors import logger
 from workflows.mailbox import Message
 from workflows.metrics_log import MetricsLog
-from workflows.scoring import score_of
+from workflows.scoring import NULL_PATTERN, score_of
 
 # Where standard error is no terminal, lines within an epoch come this often.
 LINE_S = 30.0
@@ -84,7 +84,9 @@ class Narrator:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         self.said_at = time.monotonic()
         validation = entry.get("validation/elbo_nats_per_row")
+        pattern = entry.get(f"validation/{NULL_PATTERN}")
         measured = f"validation ELBO {validation:.3f} (KL {entry['validation/kl_nats_per_row']:.3f})  " if validation is not None else ""
+        measured += f"null pattern {pattern:.3f}  " if pattern is not None else ""
         logger.info(
             "epoch %d/%d  step %d  train ELBO %.3f  %snats per row  %.0f rows/s",
             entry["epoch"] + 1,
@@ -107,10 +109,11 @@ class Narrator:
                 score_of(entry) or 0.0,
                 entry["validation/kl_nats_per_row"],
                 int(entry["validation/active_units"]),
+                "validation ELBO" if pattern is None else "validation ELBO with the null pattern",
             )
 
-    def look_for_trouble(self, epoch: int, elbo: float, kl: float, active_units: int) -> None:
-        """Says once when the model collapsed, and when the validation ELBO stands still."""
+    def look_for_trouble(self, epoch: int, score: float, kl: float, active_units: int, scored: str) -> None:
+        """Says once when the model collapsed, and when what epochs are compared by stands still. scored: what that is."""
         training = self.config.training
         if epoch + 1 >= max(COLLAPSE_EPOCHS, COLLAPSE_SHARE * training.num_epochs) and (kl < COLLAPSED_KL or active_units == 0):
             self.tell_once(
@@ -121,11 +124,12 @@ class Narrator:
                 active_units,
                 self.config.model.latent_dim,
             )
-        if self.best is None or elbo > self.best[1]:
-            self.best = epoch, elbo
+        if self.best is None or score > self.best[1]:
+            self.best = epoch, score
         elif epoch - self.best[0] == training.patience // 2 > 0:
             logger.info(
-                "validation ELBO stands still: the best, %.3f, was in epoch %d; training ends after %d epochs without a better one",
+                "%s stands still: the best, %.3f, was in epoch %d; training ends after %d epochs without a better one",
+                scored,
                 self.best[1],
                 self.best[0] + 1,
                 training.patience,

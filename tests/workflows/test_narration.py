@@ -14,6 +14,7 @@ from workflows.config import DataConfig, TrainConfig
 from workflows.metrics_log import MetricsLog
 from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 from workflows.narration import Narrator, duration
+from workflows.scoring import NULL_PATTERN
 
 
 def epoch(number: int, elbo: float = -5.0, kl: float = 2.0, active_units: int = 3, skipped: int = 0) -> dict[str, Any]:
@@ -57,6 +58,15 @@ def test_a_validation_elbo_that_stands_still_is_said_with_its_best_epoch(narrato
     for number, elbo in enumerate([-6.0, -5.0, -5.1, -5.2, -5.3, -5.1, -5.1, -5.1]):
         narrator.hear(epoch(number, elbo))
     assert caplog.text.count("validation ELBO stands still: the best, -5.000, was in epoch 2") == 1
+
+
+def test_where_null_patterns_are_modelled_they_are_said_and_count(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
+    for number, pattern in enumerate([-2.0, -1.0, -1.1, -1.2, -1.3, -1.1, -1.1, -1.1]):
+        message = epoch(number, -5.0)
+        message["metrics"] |= {f"validation/{NULL_PATTERN}": pattern}
+        narrator.hear(message)
+    assert "validation ELBO -5.000 (KL 2.000)  null pattern -1.300  nats per row" in caplog.text
+    assert caplog.text.count("validation ELBO with the null pattern stands still: the best, -6.000, was in epoch 2") == 1
 
 
 def test_a_training_that_diverges_is_said_once(narrator: Narrator, caplog: pytest.LogCaptureFixture) -> None:
