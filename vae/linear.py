@@ -65,7 +65,7 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns inputs [.., I] times weight [O, I] transposed plus bias [O], as torch.nn.functional.linear does."""
     float32 = inputs.is_cpu and inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     worth_it = inputs.numel() * len(bias) >= MIN_MULTIPLICATIONS
-    if not (float32 and worth_it and prefers_onednn()) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn()):
         return F.linear(inputs, weight, bias)
     outputs: Tensor = Affine.apply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     if inputs.dim() == 2:

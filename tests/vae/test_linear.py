@@ -116,6 +116,14 @@ def test_other_precisions_and_small_products_are_left_to_pytorch(never: None, mo
         layer.float()(large)
 
 
+def test_a_large_product_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_MULTIPLICATIONS", 1)
+    torch.compiler.reset()
+    inputs, weight, bias = LAYOUTS["as they are"]
+    compiled = torch.compile(affine, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(inputs, weight, bias), F.linear(inputs, weight, bias))
+
+
 @pytest.mark.parametrize(
     ("vendor", "capability", "expected"),
     [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)],
