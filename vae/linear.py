@@ -50,13 +50,13 @@ class Affine(torch.autograd.Function):
         return product(inputs, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         by_inputs, by_weight, by_bias = ctx.needs_input_grad
+        by_onednn = not torch.is_grad_enabled()  # its products have no gradients, which may be asked for where these are enabled
         return (
-            product(gradient, weight.t()) if by_inputs else None,
-            transposed_product(gradient, inputs) if by_weight else None,
+            (product(gradient, weight.t()) if by_onednn else gradient @ weight) if by_inputs else None,
+            (transposed_product(gradient, inputs) if by_onednn else gradient.t() @ inputs) if by_weight else None,
             gradient.sum(0) if by_bias else None,
         )
 
