@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vae.cells import CellDistribution, Likelihood
 from vae.determined import Determined, Rule
+from vae.gradients import of_first_order
 from vae.host import may_look_at
 from vae.input_layer import OneHot, dense
 from vae.precision import without_autocast
@@ -96,6 +97,7 @@ class SumLogProb(torch.autograd.Function):
         return logits.gather(-1, index).sub_(sums.log() + highest).mul_(observed).sum(-1)
 
     @staticmethod
+    @of_first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         weights, sums, index, observed = ctx.saved_tensors
         by_cell = observed * gradient[..., None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.cells import MAX_LOG_SCALE, MIN_LOG_SCALE, CellDistribution, Likelihood, uniform_like
+from vae.gradients import of_first_order
 from vae.normal_mass import LOG_SQRT_2PI, residual
 from vae.precision import without_autocast
 
@@ -38,6 +39,7 @@ class SumOfGaussians(torch.autograd.Function):
         return standardised.square().sum(-1).mul_(-0.5).sub_(constants)
 
     @staticmethod
+    @of_first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         standardised, inverse, observed = ctx.saved_tensors
         with without_autocast(observed):

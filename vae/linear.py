@@ -50,13 +50,13 @@ class Affine(torch.autograd.Function):
         return product(inputs, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         by_inputs, by_weight, by_bias = ctx.needs_input_grad
+        by_onednn = not torch.is_grad_enabled()  # its products have no gradients, which may be asked for where these are enabled
         return (
-            product(gradient, weight.t()) if by_inputs else None,
-            transposed_product(gradient, inputs) if by_weight else None,
+            (product(gradient, weight.t()) if by_onednn else gradient @ weight) if by_inputs else None,
+            (transposed_product(gradient, inputs) if by_onednn else gradient.t() @ inputs) if by_weight else None,
             gradient.sum(0) if by_bias else None,
         )
 
@@ -65,7 +65,7 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns inputs [.., I] times weight [O, I] transposed plus bias [O], as torch.nn.functional.linear does."""
     float32 = inputs.is_cpu and inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     worth_it = inputs.numel() * len(bias) >= MIN_MULTIPLICATIONS
-    if not (float32 and worth_it and prefers_onednn()) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn()):
         return F.linear(inputs, weight, bias)
     outputs: Tensor = Affine.apply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     if inputs.dim() == 2:

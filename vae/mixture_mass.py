@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae.gradients import of_first_order
 from vae.host import may_look_at
 from vae.logistic_mass import log_logistic_mass
 from vae.normal_mass import Interval, residual
@@ -76,6 +77,7 @@ class LogMixtureMass(torch.autograd.Function):
         return log_mass
 
     @staticmethod
+    @of_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_cell = gradients[0].unsqueeze(-2)
         by_log_weights, by_location, by_log_scale = (part * of_cell for part in ctx.saved_tensors)

@@ -239,7 +239,11 @@ class VAE(nn.Module):
         """Returns new rows: z from the prior, then every cell from p(x|z), or p(x|z,c) for the rows' `condition` [num_rows, C].
 
         Cells are in their field's storage, all of them drawn; flags are drawn where they are modelled, and true elsewhere.
+        Raises ValueError for a condition that is not that of as many rows.
         """
+        if self.condition_size and (condition is None or condition.shape != (num_rows, self.condition_size)):
+            found = None if condition is None else f"of shape {list(condition.shape)}"
+            raise ValueError(f"condition is {found}; {num_rows} rows need [{num_rows}, {self.condition_size}]")
         z = self.latent_prior(condition).sample(num_rows, generator).to(self.device, self.dtype)
         p_x = self.likelihood(z, condition)
         values = {name: cells.sample(generator) for name, cells in p_x.fields.items()}

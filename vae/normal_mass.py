@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vae.gradients import of_first_order
 from vae.host import may_look_at
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -128,6 +129,7 @@ class SumLogMass(torch.autograd.Function):
         return result
 
     @staticmethod
+    @of_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_location, by_log_scale, row_observed = ctx.saved_tensors
         gradient = gradients[0] * row_observed

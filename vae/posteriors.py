@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vae.gradients import of_first_order
 from vae.host import may_look_at
 from vae.precision import without_autocast
 
@@ -153,6 +154,7 @@ class SampleWithKL(torch.autograd.Function):
         return torch.addcmul(mean, scale, noise), standard_kl(mean, bounded, scale)
 
     @staticmethod
+    @of_first_order
     def backward(ctx: Any, by_z: Tensor, by_kl: Tensor) -> tuple[Tensor, None]:
         outputs, scale, noise = ctx.saved_tensors
         mean, log_scale = outputs.chunk(2, -1)

@@ -233,6 +233,16 @@ def test_generated_rows_follow_their_own_condition() -> None:
     assert torch.linalg.lstsq(c, cells["vector_0"]).solution.mT.sub(effect).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("prior", ["standard", "conditional"])
+@pytest.mark.parametrize("num_told", [None, 1, 4])
+def test_rows_are_not_generated_from_the_conditions_of_others(prior: str, num_told: int | None) -> None:
+    model = VAE([X], LATENT_DIM, [8], prior=prior, condition_fields=[C])
+    condition = None if num_told is None else torch.zeros(num_told, model.condition_size)
+    found = "None" if num_told is None else rf"of shape \[{num_told}, {model.condition_size}\]"
+    with pytest.raises(ValueError, match=rf"condition is {found}; 3 rows need \[3, {model.condition_size}\]"):
+        model.generate(3, torch.Generator(), condition)
+
+
 def test_a_model_without_a_condition_is_the_one_it_was() -> None:
     models = []
     for build in (VAE, partial(VAE, condition_fields=[])):

@@ -178,6 +178,30 @@ def test_a_sum_over_observed_cells_has_the_values_and_slopes_of_every_cell(case:
     torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
 
 
+@every_case
+def test_second_slopes_are_those_of_every_cell_or_refused_and_never_wrong(case: Case) -> None:
+    likelihood = disturb(case.build(), 0, 0.1)
+    outputs = outputs_of(likelihood, 40, 3).requires_grad_()
+    with torch.no_grad():
+        values = likelihood(outputs).sample(generator())
+    valid = torch.ones(40, 1, dtype=torch.bool)
+    total, apart = likelihood(outputs).sum_log_prob(values, valid).sum(), likelihood(outputs).log_prob(values).sum()
+    try:
+        found = second_slopes(total, outputs)
+    except RuntimeError as error:
+        if "leave out create_graph" not in str(error):
+            raise
+        return
+    torch.testing.assert_close(found, second_slopes(apart, outputs), rtol=1e-7, atol=1e-9)
+
+
+def second_slopes(total: Tensor, outputs: Tensor) -> Tensor:
+    """Returns the gradient of the sum of the squared gradient."""
+    (gradient,) = torch.autograd.grad(total, outputs, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), outputs, materialize_grads=True)
+    return second
+
+
 # No input makes a NaN or an infinity
 
 LARGEST = 3.4028234663852886e38

@@ -70,6 +70,17 @@ def test_what_follows_may_change_the_outputs_in_place(everywhere: None, layout: 
         torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("layout", ["as they are", "samples of rows"])
+def test_gradients_have_gradients_of_their_own(everywhere: None, layout: str) -> None:
+    found, expected = ([part.detach().to(dtype).requires_grad_() for part in LAYOUTS[layout]] for dtype in (torch.float32, torch.float64))
+    second = []
+    for parts, outputs in ((found, affine(*found)), (expected, F.linear(*expected))):
+        gradients = torch.autograd.grad(outputs.sum() + outputs.square().mean(), parts, create_graph=True)
+        second.append(torch.autograd.grad(torch.stack([part.square().sum() for part in gradients]).sum(), parts, materialize_grads=True))
+    for gradient, exact in zip(*second, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-3)
+
+
 def test_only_what_needs_a_gradient_gets_one(everywhere: None) -> None:
     inputs, weight, bias = LAYOUTS["as they are"]
     weight = weight.clone().requires_grad_()
@@ -114,6 +125,14 @@ def test_other_precisions_and_small_products_are_left_to_pytorch(never: None, mo
     assert layer.double()(large.double()).dtype == torch.float64
     with pytest.raises(TypeError):  # else this test could not fail
         layer.float()(large)
+
+
+def test_a_large_product_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_MULTIPLICATIONS", 1)
+    torch.compiler.reset()
+    inputs, weight, bias = LAYOUTS["as they are"]
+    compiled = torch.compile(affine, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(inputs, weight, bias), F.linear(inputs, weight, bias))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,6 +76,13 @@ def test_a_bounded_log_scale_gets_no_gradient_from_a_sample_with_its_kl() -> Non
     (gradient,) = torch.autograd.grad(z.sum() + kl.sum(), outputs)
     assert (gradient[0, :2] != 0).all()
     assert (gradient[0, 2:] == 0).all()
+
+
+def test_second_gradients_of_a_sample_with_its_kl_are_refused_and_not_wrong() -> None:
+    outputs = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    _, kl = DiagonalGaussian.from_outputs(outputs, 2).rsample_with_kl(torch.zeros(3, 2, dtype=torch.float64), StandardNormal(2))
+    with pytest.raises(RuntimeError, match="leave out create_graph"):
+        torch.autograd.grad(kl.sum(), outputs, create_graph=True)
 
 
 def test_kl_is_zero_at_the_prior_and_only_there() -> None:
