@@ -19,6 +19,9 @@ from torch.nn import functional as F
 CPUINFO = Path("/proc/cpuinfo")  # where it is none, everything is left to PyTorch
 # Multiplications of a product below which a call of oneDNN costs more than it saves.
 MIN_MULTIPLICATIONS = 3_000_000
+# For every number of rows that it meets oneDNN keeps code, 2 MB for two layers, as long as the process lives. Training meets a few numbers;
+# without gradients there are as many as row groups: oneDNN gets multiples of this, and the few rows that are left go to MKL.
+INFERENCE_ROWS = 1024
 
 
 @functools.cache
@@ -53,6 +56,7 @@ class Affine(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         by_inputs, by_weight, by_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()  # with a sum's, which is one number many times, oneDNN takes a hundred times as long
         by_onednn = not torch.is_grad_enabled()  # its products have no gradients, which may be asked for where these are enabled
         return (
             (product(gradient, weight.t()) if by_onednn else gradient @ weight) if by_inputs else None,
@@ -61,13 +65,23 @@ class Affine(torch.autograd.Function):
         )
 
 
+def inferred(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns inputs [B, I] times weight [O, I] transposed plus bias [O], without gradients."""
+    whole = len(inputs) - len(inputs) % INFERENCE_ROWS
+    parts = [product(inputs[:whole], weight, bias)] if whole else []
+    if whole < len(inputs):
+        parts.append(F.linear(inputs[whole:], weight, bias))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns inputs [.., I] times weight [O, I] transposed plus bias [O], as torch.nn.functional.linear does."""
     float32 = inputs.is_cpu and inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     worth_it = inputs.numel() * len(bias) >= MIN_MULTIPLICATIONS
     if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn()):
         return F.linear(inputs, weight, bias)
-    outputs: Tensor = Affine.apply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    outputs: Tensor = (Affine.apply if torch.is_grad_enabled() else inferred)(rows, weight, bias)
     if inputs.dim() == 2:
         return outputs
     # Of a view that is known as one, gradients take several passes where it is changed in place.

@@ -93,6 +93,26 @@ def test_only_what_needs_a_gradient_gets_one(everywhere: None) -> None:
         torch.testing.assert_close(affine(inputs, weight, bias), F.linear(inputs, weight, bias))
 
 
+def test_without_gradients_onednn_meets_few_numbers_of_rows(everywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it keeps code for every one of them: embedding meets as many as there are row groups."""
+    inputs, (_, weight, bias) = drawn(4000, 100), LAYOUTS["as they are"]
+    seen: set[int] = set()
+    multiply = linear.product
+
+    def product(left: Tensor, *others: Tensor) -> Tensor:
+        seen.add(len(left))
+        return multiply(left, *others)
+
+    monkeypatch.setattr(linear, "product", product)
+    for num_rows in [0, 1, 500, 1023, 1024, 1025, 2047, 2048, 3000, 4000]:
+        with torch.no_grad():
+            found = affine(inputs[:num_rows], weight, bias)
+        torch.testing.assert_close(found, F.linear(inputs[:num_rows], weight, bias), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        assert affine(inputs.reshape(40, 100, 100), weight, bias).shape == (40, 100, 120)
+    assert seen == {1024, 2048, 3072}
+
+
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_a_number_that_is_not_finite_stays_in_its_row(everywhere: None, number: float) -> None:
     inputs, weight, bias = LAYOUTS["as they are"]
