@@ -39,6 +39,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     """Returns left [B, O] transposed times right [B, I]; of the two, what is transposed first is copied: here the smaller one."""
+    right = right.contiguous()  # rows that overlap, as windows of a series, are no layout of oneDNN's once they are transposed
     if right.shape[1] < left.shape[1]:
         return product(right.t(), left.t()).t().contiguous()
     return product(left.t(), right.t())
@@ -78,7 +79,7 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns inputs [.., I] times weight [O, I] transposed plus bias [O], as torch.nn.functional.linear does."""
     float32 = inputs.is_cpu and inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     worth_it = inputs.numel() * len(bias) >= MIN_MULTIPLICATIONS
-    if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn()):
+    if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn() and torch.backends.mkldnn.enabled):
         return F.linear(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
     outputs: Tensor = (Affine.apply if torch.is_grad_enabled() else inferred)(rows, weight, bias)

@@ -38,6 +38,8 @@ LAYOUTS = {
     "transposed": (drawn(100, 300).t(), drawn(100, 120).t(), drawn(120)),
     "every other row and column": (drawn(600, 200)[::2, 50:150], drawn(240, 200)[::2, ::2], drawn(240)[::2]),
     "one row many times": (drawn(1, 100).expand(300, 100), drawn(120, 100), drawn(120)),
+    "windows of a series": (drawn(400).unfold(0, 101, 1), drawn(120, 101), drawn(120)),
+    "windows of a series, fewer outputs": (drawn(400).unfold(0, 101, 1), drawn(20, 101), drawn(20)),
     "one row": (drawn(1, 100), drawn(120, 100), drawn(120)),
     "no row": (drawn(0, 100), drawn(120, 100), drawn(120)),
     "one input": (drawn(300, 1), drawn(17, 1), drawn(17)),
@@ -136,12 +138,15 @@ def bound_and_gradients(model: VAE, rows: Rows) -> list[Tensor]:
     return [bound.elbo, *torch.autograd.grad(loss, list(model.parameters()))]
 
 
-def test_other_precisions_and_small_products_are_left_to_pytorch(never: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_precisions_small_products_and_all_without_onednn_are_left_to_pytorch(never: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "prefers_onednn", lambda: True)
     layer, large = Linear(64, 64), drawn(2048, 64)
     assert torch.equal(layer(large[:50]), F.linear(large[:50], layer.weight, layer.bias))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(large).dtype == torch.bfloat16
+    with monkeypatch.context() as without:
+        without.setattr(torch.backends.mkldnn, "enabled", False)
+        assert torch.equal(layer(large), F.linear(large, layer.weight, layer.bias))
     assert layer.double()(large.double()).dtype == torch.float64
     with pytest.raises(TypeError):  # else this test could not fail
         layer.float()(large)
