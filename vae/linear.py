@@ -39,7 +39,6 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     """Returns left [B, O] transposed times right [B, I]; of the two, what is transposed first is copied: here the smaller one."""
-    right = right.contiguous()  # rows that overlap, as windows of a series, are no layout of oneDNN's once they are transposed
     if right.shape[1] < left.shape[1]:
         return product(right.t(), left.t()).t().contiguous()
     return product(left.t(), right.t())
@@ -81,6 +80,7 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     worth_it = inputs.numel() * len(bias) >= MIN_MULTIPLICATIONS
     if torch.compiler.is_compiling() or not (float32 and worth_it and prefers_onednn() and torch.backends.mkldnn.enabled):
         return F.linear(inputs, weight, bias)
+    # Rows that overlap, as windows of a series, are no layout of oneDNN's once they are transposed.
     rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
     outputs: Tensor = (Affine.apply if torch.is_grad_enabled() else inferred)(rows, weight, bias)
     if inputs.dim() == 2:
