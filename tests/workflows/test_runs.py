@@ -21,6 +21,16 @@ def test_a_record_that_is_none_is_said_with_its_path(content: bytes, tmp_path: P
     assert exit_code(caught.value) == 73
 
 
+def test_checkpoints_of_which_no_record_says_what_they_are_of_are_not_taken_over(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path), "one", {"seed": 1})
+    run.save()
+    run.write("checkpoints/000000000001-000001-000000/state.json", b"{}")
+    (tmp_path / "one" / RECORD).unlink()
+    with pytest.raises(OutputError, match=f"{tmp_path}/one has checkpoints, and no {RECORD} that says what of; restore it") as caught:
+        Run.open(str(tmp_path), "one", {"seed": 2})
+    assert exit_code(caught.value) == 73
+
+
 def test_a_run_is_found_as_it_was_saved(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path), "one", {"seed": 1})
     run.result = {"num_steps": 3}
