@@ -215,7 +215,12 @@ class OutputFolder:
         return {info.base_name: as_listed(info) for info in self._list() if info.type == fs.FileType.File}
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+        """Whether the file is there. Raises OutputError where the folder cannot be looked into."""
+        try:
+            return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+        except OSError as error:
+            refuse_silence(error)
+            raise OutputError(f"{self.address}: cannot be read: {error}") from error
 
 
 def as_listed(info: fs.FileInfo) -> dict[str, int]:

@@ -47,8 +47,14 @@ class Run:
         return run
 
     def refresh(self) -> None:
-        """Takes over what the folder says. Raises ConfigError as open does, OutputError where the folder's record is none, or gone."""
-        record_info, checkpoints_info = self.filesystem.get_file_info([f"{self.folder}/{RECORD}", f"{self.folder}/{CHECKPOINTS}"])
+        """Takes over what the folder says. Raises ConfigError as open does, OutputError where the folder's record is none, or gone,
+        ServiceError where the folder cannot be looked into.
+        """
+        try:
+            record_info, checkpoints_info = self.filesystem.get_file_info([f"{self.folder}/{RECORD}", f"{self.folder}/{CHECKPOINTS}"])
+        except OSError as error:
+            refuse_silence(error)
+            raise ServiceError(f"run.storage_path: {address(self.filesystem, self.folder)} cannot be read: {error}") from error
         if record_info.type != fs.FileType.File:
             if checkpoints_info.type != fs.FileType.NotFound:
                 raise OutputError(

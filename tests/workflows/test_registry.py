@@ -14,7 +14,7 @@ from workflows.batch import record_job
 from workflows.batch_config import BatchRegistryConfig
 from workflows.checks import ConfigError
 from workflows.job import exit_code
-from workflows.pinned import PinnedModel
+from workflows.pinned import PinnedModel, pin
 from workflows.registry import Registry
 
 NUM_JOBS = 4
@@ -95,3 +95,9 @@ def test_a_run_that_mlflow_has_no_more_is_refused_and_one_that_is_out_of_reach_i
 def test_what_is_no_reference_says_what_is_one(tmp_path: Path, reference: str) -> None:
     with pytest.raises(BundleError, match=r"not a model reference; give models:/NAME@ALIAS"):
         Registry(f"sqlite:///{tmp_path}/mlflow.db").pin(reference)
+
+
+def test_a_models_folder_that_cannot_be_looked_into_is_said_with_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("o" * 300)  # more than a filesystem's 255 bytes
+    with pytest.raises(BundleError, match=f"{folder}: cannot be read: .*File name too long"):
+        pin(str(folder), None)
