@@ -175,11 +175,14 @@ def test_how_a_trial_ended_is_kept_in_its_folder(tmp_path: Path) -> None:
     assert trial(tmp_path, 1).outcome is None
 
 
-def test_a_trial_whose_record_is_damaged_has_not_ended_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("content", [b'{"outcome', b"[]", b'{"outcome": "stopped"}', b'{"another": "object"}'])
+def test_a_trial_whose_record_is_damaged_has_not_ended_and_that_is_said(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = trial(tmp_path, 0)
     first.end("stopped", [-3.0])
     record = Path(first.run.folder) / "trial.json"
-    record.write_bytes(record.read_bytes()[:9])
+    record.write_bytes(content)
     again = Trial.open(0, {}, first.config, first.run)
     assert (again.outcome, again.elbos) == (None, [])
     assert f"{record} is damaged" in caplog.text
