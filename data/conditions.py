@@ -107,7 +107,9 @@ def one_value(value: Any, kind: pa.DataType) -> pa.Array:
         return pa.nulls(1, kind)
     if pa.types.is_time(values) and isinstance(value, str):  # Arrow reads times of day from text as part of a date alone
         return pa.array([f"1970-01-01T{value}"]).cast(pa.timestamp(values.unit)).cast(values)
-    if is_temporal(values) and not isinstance(value, int):
+    if is_temporal(values):
+        if isinstance(value, int | float):
+            raise ValueError("numbers do not say their unit; give text such as 2024-12-31T23:59:00")
         return pa.array([str(value)]).cast(values).cast(kind)
     if pa.types.is_decimal(values):
         return pa.array([Decimal(str(value))]).cast(values).cast(kind)

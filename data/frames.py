@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import time
+from datetime import datetime, time
 from decimal import Context, Decimal
 from numbers import Number
 from typing import Any
@@ -35,6 +35,10 @@ def column_to_arrow(values: pd.Series, kind: pa.DataType) -> pa.Array:
     if pa.types.is_temporal(kind) and isinstance(there.iloc[0], Number):
         # pandas' own JSON has milliseconds, Arrow would take them for the type's unit.
         raise ValueError(f"numbers such as {there.iloc[0]} do not say their unit; give times, or text such as 2024-12-31T23:59:00")
+    if pa.types.is_timestamp(kind) and isinstance(there.iloc[0], datetime):
+        refuse_other_zone(there.iloc[0], kind)  # Arrow would take times without one for UTC
+    if pa.types.is_boolean(kind) and isinstance(there.iloc[0], Number) and not there.isin([0, 1]).all():
+        raise ValueError("numbers other than 0 and 1 are no booleans")
     if pa.types.is_decimal(kind):
         values = values.map(lambda value: to_decimal(value, kind.scale))
     elif is_list(kind) and pa.types.is_decimal(kind.value_type):
@@ -48,6 +52,14 @@ def column_to_arrow(values: pd.Series, kind: pa.DataType) -> pa.Array:
         # pyarrow 25 takes a deprecated way to a series' time zone.
         return pa.array(values.dt.tz_convert(None), pa.timestamp(kind.unit), from_pandas=True).cast(kind)
     return pa.array(values, kind, from_pandas=True)
+
+
+def refuse_other_zone(moment: datetime, kind: pa.DataType) -> None:
+    """Raises ValueError where a time has a time zone and the type has none, or the other way round."""
+    if moment.tzinfo is None and kind.tz is not None:
+        raise ValueError(f"{moment} has no time zone, and the column has; say which, as series.dt.tz_localize does")
+    if moment.tzinfo is not None and kind.tz is None:
+        raise ValueError(f"{moment} has a time zone, and the column has none; leave it out, as series.dt.tz_localize(None) does")
 
 
 def timestamps(texts: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -82,7 +82,7 @@ class OutputFolder:
         """Marks the folder as this job's, or finds that it is. Raises OutputError where it holds something else."""
         path = f"{self.path}/{CLAIM}"
         if self.exists(CLAIM):
-            found = json.loads(self.filesystem.open_input_file(path).read())
+            found = self._object(path)
             different = [
                 f"{key} is {found.get(key)!r}, asked is {record.get(key)!r}"
                 for key in found | dict(record)
@@ -176,8 +176,16 @@ class OutputFolder:
         path = self.last_manifest()
         if path is None:
             return {}, 0
-        with self.filesystem.open_input_file(path) as source:
-            return dict(json.loads(source.read())), int(os.path.basename(path).removesuffix(".json"))
+        return self._object(path), int(os.path.basename(path).removesuffix(".json"))
+
+    def _object(self, path: str) -> dict[str, Any]:
+        """Returns the JSON object that a job put at a path. Raises OutputError where it is none, as when a disk lost a part of it."""
+        try:
+            with self.filesystem.open_input_file(path) as source:
+                return dict(json.loads(source.read()))
+        except (ValueError, TypeError) as error:
+            found = address(self.filesystem, path)
+            raise OutputError(f"{found} is not what a job wrote there; restore it, or choose another output.path") from error
 
     def _manifest_paths(self) -> list[str]:
         selector = fs.FileSelector(f"{self.path}/{MANIFESTS}", allow_not_found=True)
@@ -215,7 +223,12 @@ class OutputFolder:
         return {info.base_name: as_listed(info) for info in self._list() if info.type == fs.FileType.File}
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+        """Whether the file is there. Raises OutputError where the folder cannot be looked into."""
+        try:
+            return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+        except OSError as error:
+            refuse_silence(error)
+            raise OutputError(f"{self.address}: cannot be read: {error}") from error
 
 
 def as_listed(info: fs.FileInfo) -> dict[str, int]:

@@ -82,8 +82,9 @@ def followed(results: Iterable[dict[str, Any]], num_units: int, num_rows: int | 
         rows += int(record["num_rows"])
         if time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
-            share = rows / num_rows if num_rows else done / num_units
-            left = (said - started) * (1 - share) / max(share, 1e-9)
+            # Units that were put aside have no rows.
+            share = rows / num_rows if num_rows and rows and done < num_units else done / num_units
+            left = (said - started) * (1 - share) / share
             logger.info("%d of %d units, %d rows, %.0f rows/s, about %.0f s to go", done, num_units, rows, rows / (said - started), left)
         yield record
 

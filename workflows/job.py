@@ -173,13 +173,15 @@ def known_cause(error: BaseException) -> BaseException | None:
     stop = stop_before(error)
     if stop is not None:
         return stop
+    kinds = tuple(kind for kind, _ in EXIT_CODES)
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:
         here = waiting.pop(0)
         if isinstance(here, OSError):
             here = silence(here) or here
-        if isinstance(here, tuple(kind for kind, _ in EXIT_CODES)):
+        # Ray's exception is of its cause's type too, and its message is a traceback.
+        if isinstance(here, kinds) and not isinstance(getattr(here, "cause", None), kinds):
             return here
         seen.add(id(here))
         failures = getattr(here, "worker_failures", None) or {}

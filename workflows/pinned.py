@@ -51,7 +51,10 @@ def is_registered(reference: str) -> bool:
 
 def folder_model(folder: Path) -> PinnedModel:
     logged = folder / "artifacts" / "bundle"
-    files = read_bundle(logged if (logged / MANIFEST).is_file() else folder)
+    try:
+        files = read_bundle(logged if (logged / MANIFEST).is_file() else folder)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read: {error}") from error
     sha256 = hashlib.sha256(files[MANIFEST]).hexdigest()
     return PinnedModel(files, None, sha256[:12], None, sha256)
 

@@ -20,7 +20,7 @@ from workflows.checks import ConfigError
 from workflows.errors import ServiceError
 from workflows.lease import Claims
 
-RECORD, TABLE = "run.json", "table.json"
+RECORD, TABLE, CHECKPOINTS = "run.json", "table.json", "checkpoints"
 
 
 @dataclass
@@ -47,8 +47,20 @@ class Run:
         return run
 
     def refresh(self) -> None:
-        """Takes over what the folder says. Raises ConfigError as open does, OutputError where the folder's record is none."""
-        if self.filesystem.get_file_info(f"{self.folder}/{RECORD}").type != fs.FileType.File:
+        """Takes over what the folder says. Raises ConfigError as open does, OutputError where the folder's record is none, or gone,
+        ServiceError where the folder cannot be looked into.
+        """
+        try:
+            record_info, checkpoints_info = self.filesystem.get_file_info([f"{self.folder}/{RECORD}", f"{self.folder}/{CHECKPOINTS}"])
+        except OSError as error:
+            refuse_silence(error)
+            raise ServiceError(f"run.storage_path: {address(self.filesystem, self.folder)} cannot be read: {error}") from error
+        if record_info.type != fs.FileType.File:
+            if checkpoints_info.type != fs.FileType.NotFound:
+                raise OutputError(
+                    f"{address(self.filesystem, self.folder)} has {CHECKPOINTS}, and no {RECORD} that says what of; restore it, or choose "
+                    "a new run.name"
+                )
             return
         record = record_of(read(self.filesystem, f"{self.folder}/{RECORD}"))
         if record is None:
@@ -99,7 +111,7 @@ class Run:
         claims = Claims(self.filesystem, f"{self.folder}/attempts")
         with claims.held(f"run {self.name}") as attempt:
             self.refresh()
-            yield Checkpoints(self.filesystem, f"{self.folder}/checkpoints", attempt, partial(claims.is_current, attempt))
+            yield Checkpoints(self.filesystem, f"{self.folder}/{CHECKPOINTS}", attempt, partial(claims.is_current, attempt))
 
 
 def record_of(content: bytes) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from data.output import OutputError
+from data.stores import address
 from data.table import Table
 from workflows.checkpoint import Checkpoints
 from workflows.cluster import Workers, claim_workers
@@ -26,7 +28,7 @@ from workflows.metrics_log import MetricsLog
 from workflows.nodes import Nodes
 from workflows.record import epoch_metrics, identity, metrics_log, record_start
 from workflows.registry import Registry
-from workflows.runs import Run
+from workflows.runs import RECORD, Run
 from workflows.space import SearchConfig, TuneConfig
 from workflows.trainer import STOP_S
 from workflows.training import memory_of_worker
@@ -44,10 +46,14 @@ def search_identity(config: SearchConfig, table: Table, validation_table: Table 
 
 
 def trials_of(config: SearchConfig, this: Run) -> list[Trial]:
-    """Returns the search's trials, new or as they stand. Raises ConfigError where a folder holds another."""
+    """Returns the search's trials, new or as they stand. Raises ConfigError where a folder holds another, OutputError where they are of a
+    search whose record is gone."""
     trials = []
     for number, values in enumerate(config.draw()):
         run = Run.open(config.run.storage_path, f"{this.name}/trial-{number:03d}", {"tune": this.name} | values)
+        if this.mlflow_run_id is None and run.mlflow_run_id is not None:
+            found = address(this.filesystem, this.folder)
+            raise OutputError(f"{found} has trials, and no {RECORD} that says what of; restore it, or choose a new run.name")
         trials.append(Trial.open(number, values, config.with_values(values), run))
     return trials
 

@@ -93,6 +93,19 @@ class Tracking:
             self.client.log_batch(run_id, params=new)
         return run_id
 
+    def refuse_lost_run(self, run_id: str) -> None:
+        """Raises ConfigError where the store answers and has not got the run any more, so that nothing could be logged to it."""
+        try:
+            with service_errors(self.uri):
+                is_lost = self.client.get_run(run_id).info.lifecycle_stage == "deleted"
+        except ServiceError as error:  # where the store does not answer, training goes on and says so
+            is_lost = getattr(error.__cause__, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        if is_lost:
+            raise ConfigError(
+                f"registry.tracking_uri is {without_password(self.uri)!r}, where MLflow run {run_id}, which this run.name goes on with, is "
+                f"deleted or never was: restore it (mlflow runs restore --run-id {run_id}), name its store, or choose a new run.name"
+            )
+
     def log_input(self, run_id: str, path: str, digest: str, name: str) -> None:
         """Links the run to its training table: where it is and its fingerprint."""
         with warnings.catch_warnings():  # two of MLflow's own classes claim local paths; the first is right

@@ -26,6 +26,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     registry = Registry(config.registry.tracking_uri)
     if this.mlflow_run_id is None:
         registry.open_experiment(config.registry.experiment)  # it answers, or nothing is begun
+    else:
+        registry.refuse_lost_run(this.mlflow_run_id)
     with this.held() as checkpoints:
         if checkpoints.finished() is None:
             logger.info("run %s: %d rows in %d files", this.name, table.num_rows, len(table.files))

@@ -47,6 +47,8 @@ from workflows.worker import WorkerTask
 ONE_SIDE = {VALIDATION: (1.0, 0.0)}
 # Encoded rows that are permuted together where the configuration does not say how many: what can be read at once, and streamed.
 WINDOW_BYTES = 2**25
+# Characters of a column's name and type on one line of the table that is printed; longer ones leave no room for the rest.
+NAME_WIDTH = 40
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
     """Prints the decision for every column, so that a wrong guess is seen before training and not after."""
     table = RichTable(title=f"{num_rows[TRAIN]:,} training rows, {num_rows.get(VALIDATION, 0):,} validation rows", box=SIMPLE)
     for heading in ("column", "type", "kind", "nulls", "why"):
-        table.add_column(heading, no_wrap=heading != "why")
+        width = NAME_WIDTH if heading in ("column", "type") else None
+        table.add_column(heading, no_wrap=heading in ("kind", "nulls"), overflow="fold", max_width=width)
     for column in encoding.columns:
         kind = column.kind if column.kind != "image" else f"image {' x '.join(map(str, column.shape))}"
         kind += " (condition)" if column.condition else ""
@@ -157,7 +160,8 @@ def show_columns(encoding: TableEncoding, num_rows: Mapping[int, int]) -> None:
         nulls = f"{column.null_fraction:.1%}" if unsuitable(item) is None else "not read"
         arrow_type = str(item.type).split(", indices")[0].replace("dictionary<values=", "dictionary of ")
         table.add_row(column.name, arrow_type, kind, nulls, column.reason)
-    Console(stderr=True, width=max(120, Console(stderr=True).width)).print(table)
+    # A name such as "price [/kg]" is no markup.
+    Console(stderr=True, width=max(120, Console(stderr=True).width), markup=False, emoji=False).print(table)
 
 
 def table_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:

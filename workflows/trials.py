@@ -57,7 +57,8 @@ class Trial:
         """Returns the trial, new or as its run's folder has it; damaged, it has not ended, and goes on from its checkpoints."""
         path, ended = f"{run.folder}/{RECORD}", None
         if run.filesystem.get_file_info(path).type == fs.FileType.File:
-            ended = object_of(read(run.filesystem, path))
+            found = object_of(read(run.filesystem, path)) or {}
+            ended = found if found.keys() == {"outcome", "elbos", "error"} else None
             if ended is None:
                 logger.warning("%s is damaged: %s goes on from its checkpoints", address(run.filesystem, path), run.name)
         return Trial(number, values, config, run, **(ended or {}))

@@ -30,6 +30,8 @@ def tune(config: SearchConfig) -> dict[str, Any]:
     registry = Registry(config.registry.tracking_uri)
     if this.mlflow_run_id is None:
         registry.open_experiment(config.registry.experiment)  # it answers, or nothing is begun
+    else:
+        registry.refuse_lost_run(this.mlflow_run_id)
     with this.held() as held:
         trials = trials_of(config, this)
         if not is_settled(trials, held):

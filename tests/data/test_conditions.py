@@ -129,6 +129,13 @@ def test_values_are_given_in_the_tables_own_types() -> None:
     assert given_condition(encoding("vector"), {"vector": [1, 2, 3]})["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("s", "Europe/Berlin"), pa.date32(), pa.time64("us")])
+@pytest.mark.parametrize("number", [1_714_557_600, 19_000.0])
+def test_numbers_are_no_times_as_they_do_not_say_their_unit(kind: pa.DataType, number: float) -> None:
+    with pytest.raises(ValueError, match=r"numbers do not say their unit; give text such as 2024-12-31T23:59:00"):
+        one_value(number, kind)
+
+
 @pytest.mark.parametrize("kind", [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")])
 def test_times_of_day_are_given_as_text(kind: pa.DataType) -> None:
     assert one_value("23:59:01", kind).to_pylist() == [time(23, 59, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
@@ -86,3 +87,19 @@ def test_numbers_are_no_times_as_they_do_not_say_their_unit(kind: pa.DataType) -
     for numbers in (moments.astype("int64"), moments.astype("int64") / 1e6, pd.Series([1.5, None]), pd.Series([0], dtype=object)):
         with pytest.raises(ValueError, match=r"column 'when' does not hold values of type .* do not say their unit"):
             to_arrow(pd.DataFrame({"when": numbers}), pa.schema([("when", kind)]))
+
+
+@pytest.mark.parametrize("as_given", [lambda times: times, lambda times: times.astype(object), lambda times: times.convert_dtypes()])
+def test_times_are_not_moved_to_another_time_zone_unasked(as_given: Callable[[pd.Series], pd.Series]) -> None:
+    noon = pd.Series(pd.to_datetime(["2024-05-01T12:00:00", None]))
+    with pytest.raises(ValueError, match=r"column 'when' .*2024-05-01 12:00:00 has no time zone, and the column has"):
+        to_arrow(pd.DataFrame({"when": as_given(noon)}), pa.schema([("when", pa.timestamp("us", "Europe/Berlin"))]))
+    with pytest.raises(ValueError, match=r"column 'when' .*2024-05-01 12:00:00\+02:00 has a time zone, and the column has none"):
+        to_arrow(pd.DataFrame({"when": as_given(noon.dt.tz_localize("Europe/Berlin"))}), pa.schema([("when", pa.timestamp("us"))]))
+
+
+@pytest.mark.parametrize("numbers", [[0.5, None], [2, 1]])
+def test_numbers_other_than_0_and_1_are_no_booleans(numbers: list[float | None]) -> None:
+    with pytest.raises(ValueError, match=r"column 'flag' does not hold values of type bool: numbers other than 0 and 1"):
+        to_arrow(pd.DataFrame({"flag": numbers}), pa.schema([("flag", pa.bool_())]))
+    assert column_to_arrow(pd.Series([0.0, 1.0, None]), pa.bool_()).to_pylist() == [False, True, None]

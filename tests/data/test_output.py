@@ -20,6 +20,8 @@ from data.stores import put_if_absent
 from data.table import open_table
 
 TABLE = pa.table({"id": [1, 2, 3], "z_mean": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)})
+# More than a filesystem's 255 bytes: to look there fails for everybody, as a folder without permission does for all but root.
+LONG = "o" * 300
 RECORD = {"job": "encode", "model_name": "vae", "columns": ["id", "mean"]}
 
 
@@ -231,6 +233,23 @@ def test_what_cannot_be_written_is_an_output_error_by_path(tmp_path: Path, deepe
     for attempt in attempts:
         with pytest.raises(OutputError, match=f"{tmp_path}/out.*cannot be written"):
             attempt()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"job": "enc', b"\xff\xfe", b"null", b"3"])
+def test_a_claim_or_a_manifest_that_is_damaged_is_said_with_its_path(tmp_path: Path, content: bytes) -> None:
+    output = folder(tmp_path)
+    output.claim(RECORD)
+    manifest, claim = Path(output.put_manifest({"units": {}}, 1)), tmp_path / "out/_job.json"
+    attempts: list[tuple[Path, Any]] = [(manifest, output.newest_manifest), (claim, lambda: output.claim(RECORD))]
+    for path, attempt in attempts:
+        path.write_bytes(content)
+        with pytest.raises(OutputError, match=f"{path} is not what a job wrote there; restore it, or choose another output.path"):
+            attempt()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_an_output_error_by_path(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=f"{tmp_path}/{LONG}: cannot be read: .*File name too long"):
+        OutputFolder.open(f"{tmp_path}/{LONG}").claim(RECORD)
 
 
 def test_a_uri_of_no_filesystem_is_an_output_error() -> None:

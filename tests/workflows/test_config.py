@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from data.listing import DataError
 from data.output import OutputError
@@ -216,6 +217,13 @@ def test_a_failure_that_another_process_wrapped_keeps_its_code() -> None:
     wrapped.worker_failures = {1: chained}  # type: ignore[attr-defined]
     assert known_cause(wrapped) is inner
     assert exit_code(wrapped) == 65
+
+
+def test_a_failure_that_ray_wrapped_is_said_in_its_own_words() -> None:
+    inner = DataError("a.parquet: column 'x'")
+    wrapped = RayTaskError("Reader.read", f"Traceback (most recent call last):\n  ..\nDataError: {inner}", inner).as_instanceof_cause()
+    assert isinstance(wrapped, DataError)
+    assert known_cause(wrapped) is inner
 
 
 def test_the_learning_rate_rises_over_one_percent_and_falls_to_zero() -> None:

@@ -128,3 +128,13 @@ def test_a_column_that_is_not_read_is_not_said_to_be_null(capsys: pytest.Capture
     note, x = (line.split() for line in capsys.readouterr().err.splitlines() if line.strip().startswith(("note", "x ")))
     assert note[:6] == ["note", "struct<a:", "int64>", "ignored", "not", "read"]
     assert x[:4] == ["x", "double", "numeric", "25.0%"]
+
+
+def test_columns_are_shown_by_their_names_and_with_their_kinds_whatever_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["price [/kg]", "speed [km/h]", "a:heart:b", "long" * 70]
+    show_columns(encoding_of(pa.table({name: [0.5, 1.25, 2.0] for name in names})), {TRAIN: 3})
+    shown = capsys.readouterr().err
+    for name in (*names[:3], "long" * 10):
+        line = next(line for line in shown.splitlines() if line.strip().startswith(name))
+        assert line.strip().removeprefix(name).split()[:3] == ["double", "numeric", "0.0%"]
+    assert shown.count("long") == 70

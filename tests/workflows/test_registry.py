@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import ROOT
+from tests.running import ROOT, free_port
 from vae.bundle_files import BundleError
 from workflows.batch import record_job
 from workflows.batch_config import BatchRegistryConfig
 from workflows.checks import ConfigError
 from workflows.job import exit_code
-from workflows.pinned import PinnedModel
+from workflows.pinned import PinnedModel, pin
 from workflows.registry import Registry
 
 NUM_JOBS = 4
@@ -79,7 +79,25 @@ def test_a_deleted_experiment_is_refused_before_anything_is_computed(tmp_path: P
     assert "the job is done, but its MLflow run is not recorded: registry.experiment is 'vae'" in caplog.text
 
 
+def test_a_run_that_mlflow_has_no_more_is_refused_and_one_that_is_out_of_reach_is_not(tmp_path: Path) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = registry.open_run(registry.open_experiment("vae"), "first", "key", {}, {})
+    registry.refuse_lost_run(run_id)
+    Registry(f"http://127.0.0.1:{free_port()}").refuse_lost_run(run_id)
+    registry.client.delete_run(run_id)
+    with pytest.raises(ConfigError, match=rf"registry\.tracking_uri is '{registry.uri}'.*run {run_id}, .* deleted"):
+        registry.refuse_lost_run(run_id)
+    with pytest.raises(ConfigError, match=rf"registry\.tracking_uri is 'sqlite:.*moved.*run {run_id}, .* never was"):
+        Registry(f"sqlite:///{tmp_path}/moved.db").refuse_lost_run(run_id)
+
+
 @pytest.mark.parametrize("reference", ["runs:/", "runs:/abc", "runs:/abc/", "models:/m", "models:/m/latest", f"models:/m/{10**22}"])
 def test_what_is_no_reference_says_what_is_one(tmp_path: Path, reference: str) -> None:
     with pytest.raises(BundleError, match=r"not a model reference; give models:/NAME@ALIAS"):
         Registry(f"sqlite:///{tmp_path}/mlflow.db").pin(reference)
+
+
+def test_a_models_folder_that_cannot_be_looked_into_is_said_with_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("o" * 300)  # more than a filesystem's 255 bytes
+    with pytest.raises(BundleError, match=f"{folder}: cannot be read: .*File name too long"):
+        pin(str(folder), None)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from data.output import OutputError
 from data.overrides import ColumnOverrideError
 from data.split import TRAIN
 from data.table import open_table
@@ -33,8 +34,8 @@ from workflows.errors import ComputationError
 from workflows.job import exit_code, parse
 from workflows.model_config import ModelConfig, ObjectiveConfig, TrainingConfig
 from workflows.ranking import best_of
-from workflows.runs import Run
-from workflows.search import halving
+from workflows.runs import RECORD, Run
+from workflows.search import halving, trials_of
 from workflows.space import SearchConfig, TuneConfig
 from workflows.training import Prepared, Source, prepare_each
 from workflows.trials import Trial, measured
@@ -174,14 +175,28 @@ def test_how_a_trial_ended_is_kept_in_its_folder(tmp_path: Path) -> None:
     assert trial(tmp_path, 1).outcome is None
 
 
-def test_a_trial_whose_record_is_damaged_has_not_ended_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("content", [b'{"outcome', b"[]", b'{"outcome": "stopped"}', b'{"another": "object"}'])
+def test_a_trial_whose_record_is_damaged_has_not_ended_and_that_is_said(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = trial(tmp_path, 0)
     first.end("stopped", [-3.0])
     record = Path(first.run.folder) / "trial.json"
-    record.write_bytes(record.read_bytes()[:9])
+    record.write_bytes(content)
     again = Trial.open(0, {}, first.config, first.run)
     assert (again.outcome, again.elbos) == (None, [])
     assert f"{record} is damaged" in caplog.text
+
+
+def test_trials_of_which_no_record_says_what_search_they_are_of_are_not_taken_over(tmp_path: Path) -> None:
+    config, this = asked("--model.latent_dim", "[2, 3]", "--run.storage_path", tmp_path), Run.open(str(tmp_path), "lost", {"seed": 1})
+    for run in [this, *(trial.run for trial in trials_of(config, this))]:
+        run.mlflow_run_id = "0123"
+        run.save()
+    assert [trial.run.mlflow_run_id for trial in trials_of(config, this)] == ["0123", "0123"]
+    (tmp_path / "lost" / RECORD).unlink()
+    with pytest.raises(OutputError, match=f"{tmp_path}/lost has trials, and no {RECORD} that says what of; restore it"):
+        trials_of(config, Run.open(str(tmp_path), "lost", {"seed": 2}))
 
 
 def test_asha_remembers_the_trials_of_earlier_starts(tmp_path: Path) -> None:
