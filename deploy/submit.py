@@ -9,7 +9,8 @@ that succeeded says so and does nothing; one that runs is followed; one that fai
 To embed a night that is done with another version, name that version: models:/NAME/4.
 
 The job's log goes to standard error, its JSON line to standard output. Exit codes are the job's (README.md); 69 also where the cluster does
-not answer, 75 where somebody stopped the job, 1 where it never began. After 69 and 75 it is tried again, --attempts times in all.
+not answer, 75 where somebody stopped the job, 1 where it never began. After 69 and 75 it is tried again, --attempts times in all, but for
+a job that somebody stopped and a token that the cluster refuses.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from workflows.cluster import choose_gpu, is_submitted, require_room
 from workflows.errors import ServiceError, TryAgain, logger
 from workflows.lease import Claims, Fence
 from workflows.lineage import lineage
-from workflows.pinned import PinnedModel, relative_store, without_passwords
+from workflows.pinned import PinnedModel, is_registered, relative_store, without_passwords
 
 CLAIMS = "_attempts"
 PROGRESS_S = 5.0
@@ -32,7 +32,13 @@ def refuse_lost_output(path: str, model: str, tracking_uri: str | None) -> None:
         return
     if "://" not in path and not Path(path).is_absolute():
         raise ConfigError(f"output.path is {path!r}, which would be lost with the job's temporary folder; give an absolute path or a URI")
-    if model.startswith("models:/") and relative_store(tracking_uri):
+    if is_registered(model):
+        refuse_lost_registry(tracking_uri)
+
+
+def refuse_lost_registry(tracking_uri: str | None) -> None:
+    """Raises ConfigError where a submitted job would look for a model in the folder that goes away with it."""
+    if is_submitted() and relative_store(tracking_uri):
         raise ConfigError(
             "registry.tracking_uri is a SQLite file in the job's temporary folder, which holds no model; name the tracking server"
         )

@@ -1,4 +1,4 @@
-"""What can be configured of the jobs that take a registered model: encode and generate."""
+"""What can be configured of the jobs that take a registered model: encode, reconstruct, generate and promote."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class BatchRegistryConfig:
     tracking_uri: str | None = None
     """MLflow store that holds the model; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
     experiment: str = "vae"
-    """MLflow experiment of the job's own run, which says what it did with which model version; none for a folder's model."""
+    """MLflow experiment of the job's own run, which says what it did with which model version; a folder's model gets none, nor does
+    promote.py make one: tags of the version say what it did."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class EncodeOutputConfig:
     columns: list[Literal["mean", "scale", "elbo", "log_evidence_bound", "reconstruction", "anomaly"]] = field(
         default_factory=lambda: ["mean", "scale"]
     )
-    """mean: z_mean, scale: z_scale, both fixed_size_list<float>[latent_dim]; elbo: nats per row; log_evidence_bound: the
-    importance-weighted bound, nats per row; reconstruction: the decoder's expected columns at z_mean, as a struct; anomaly:
-    anomaly_score_nats (-ELBO), and the three columns that exceed most what is to be expected of them."""
+    """mean: z_mean, scale: z_scale, both fixed_size_list<float>[latent_dim]; elbo: elbo_nats_per_row; log_evidence_bound: the
+    importance-weighted bound, log_evidence_bound_nats_per_row; reconstruction: the decoder's expected columns at z_mean, as a struct;
+    anomaly: anomaly_score_nats (-ELBO), and the three columns that exceed most what is to be expected of them, with by how much
+    (anomaly_columns, anomaly_excess_nats)."""
     prune: bool = False
     """Delete the output of input files that are gone; otherwise they are reported and their rows stay."""
 
@@ -89,7 +91,8 @@ class ReconstructOutputConfig:
     path: str
     """Folder for OUTPUT/model_version=N/*.parquet."""
     standard_deviations: bool = False
-    """Adds NAME_standard_deviation beside every column of numbers: the posterior's, in data units, for cells that were filled."""
+    """Adds NAME_standard_deviation, behind the table's columns, for every column of numbers (not of points in time): the posterior's, in
+    data units, for cells that were filled."""
     prune: bool = False
     """Delete the output of input files that are gone; otherwise they are reported and their rows stay."""
 

@@ -112,15 +112,16 @@ class TrainingConfig:
     seed: int = 0
     """Decides initial weights, order and noise."""
     precision: Literal["float32", "bfloat16", "auto", "float64"] = "float32"
-    """bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16 where the processor has it, else float32;
-    float64: everything, to compare runs."""
+    """float32: on GPUs with matrix products in TF32; bfloat16: matrix products in bfloat16, weights and bounds in float32; auto: bfloat16
+    where the processor has it, else float32; float64: everything, to compare runs."""
     compile: bool = False
     """Compile the model (torch.compile): a minute or more of compilation per worker; on GPUs steps are captured and replayed whole. On CPUs
     it needs a C++ compiler; numbers and vectors gain, images lose."""
     max_time_s: float | None = None
     """Seconds of training, restarts included, after which it ends with the epoch as far as it came."""
     early_stopping_patience: int | Literal["auto"] = "auto"
-    """Epochs without a better validation ELBO after which training stops; auto: a tenth of the epochs, at least 10; 0 never stops early."""
+    """Epochs without a better validation ELBO, with the null pattern's log-likelihood where that is modelled, after which training stops;
+    auto: a tenth of the epochs, at least 10; 0 never stops early."""
 
     def check(self) -> None:
         require(self.epochs == "auto" or self.epochs >= 1, "training.epochs", self.epochs, 'at least 1, or "auto"')

@@ -6,6 +6,7 @@ from typing import Any
 
 from vae.bundle import open_bundle
 from vae.bundle_files import BundleError
+from workflows.batch import refuse_lost_registry
 from workflows.batch_config import PromoteConfig
 from workflows.champion import make_champion, noted_change
 from workflows.errors import logger
@@ -13,6 +14,7 @@ from workflows.registry import Registry
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:
+    refuse_lost_registry(config.registry.tracking_uri)
     registry = Registry.of_models(config.registry.tracking_uri)
     aliases = registry.aliases(config.model)
     version = version_before(registry, config.model, aliases) if config.rollback else asked_version(registry, config)

@@ -6,6 +6,7 @@ It is the same for any number of actors: units' summaries are merged in the unit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -139,11 +140,18 @@ def table_line(name: str, entry: Mapping[str, Any]) -> str:
     sides = entry["real"] or {}, entry["synthetic"]
     middle = [LEVELS.index(level) for level in (0.05, 0.5, 0.95)]
     quantiles = [", ".join(figure(side["quantiles"][index]) for index in middle) if side.get("quantiles") else "" for side in sides]
-    figures = [pair([figure(side.get(key)) for side in sides]) for key in ("null_rate", "mean", "standard_deviation")]
+    figures = [pair([figure(side.get(key)) for side in sides]) for key in ("null_rate", "mean")]
+    figures.append(pair([in_unit(side.get("standard_deviation"), entry) for side in sides]))
     if "element_null_rate" in entry["synthetic"]:
         figures[0] += f", of elements {pair([figure(side.get('element_null_rate')) for side in sides])}"
     kind = entry["kind"] + (" (condition)" if entry["condition"] else "")
     return f"| {cell(name)} | {kind} | {' | '.join(figures)} | {pair(quantiles)} | {figure(entry.get('total_variation'))} |"
+
+
+def in_unit(deviation: float | None, entry: Mapping[str, Any]) -> str:
+    """Returns a standard deviation; of points in time with their type's unit, such as us."""
+    unit = re.search(r"\[(\w+)", entry["type"]) if entry["kind"] == "timestamp" and deviation is not None else None
+    return f"{figure(deviation)} {unit[1]}" if unit else figure(deviation)
 
 
 def category_lines(entry: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from workflows.diagnostics import conditions_of
 from workflows.generation import RowGenerator
 from workflows.job import exit_code, parse
 from workflows.registry import Registry
+from workflows.report import table_line
 
 NUM_ROWS = 3000
 THREES = {"label": 3, "stroke": "medium"}
@@ -196,6 +197,17 @@ def test_a_second_run_does_nothing_and_another_condition_is_refused(conditional:
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     code, message = refused(conditional, "--output.path", output, *more, "--condition", json.dumps(THREES | {"label": 4}))
     assert (code, "condition is {'label': 3" in message) == (73, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [("timestamp[us, tz=UTC]", "us"), ("date32[day]", "day"), ("time64[ns]", "ns"), ("dictionary<values=time32[s], ..", "s")],
+)
+def test_the_reports_page_says_the_unit_of_a_standard_deviation_of_points_in_time(kind: str, unit: str) -> None:
+    side = {"null_rate": 0.0, "mean": "2024-02-27", "standard_deviation": 1500.0, "quantiles": None}
+    entry = {"kind": "timestamp", "type": kind, "condition": False, "real": side, "synthetic": side | {"standard_deviation": 20.5}}
+    assert f"| 1500 {unit} / 20.5 {unit} |" in table_line("when", entry)
+    assert "| 1500 / 20.5 |" in table_line("number", entry | {"kind": "numeric", "type": "double"})
 
 
 def test_a_table_given_or_left_out_later_changes_what_the_report_counts_and_no_row(

@@ -1,4 +1,4 @@
-"""A job keeps its run only where every node of the cluster sees it."""
+"""A job keeps its run only where every node of the cluster sees it, and looks for models where a submitted job can find some."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from workflows import record
+from workflows.batch import refuse_lost_output
+from workflows.batch_config import PromoteConfig
 from workflows.checks import ConfigError
 from workflows.cluster import connected
 from workflows.nodes import nodes_without
+from workflows.promote_job import promote
 from workflows.record import refuse_local_checkpoints
 from workflows.runs import Run
 
@@ -65,3 +68,22 @@ def test_nodes_are_asked_what_they_see(ray_address: str, tmp_path: Path) -> None
     with connected(ray_address):
         assert nodes_without(str(tmp_path / "here")) == []
         assert len(nodes_without(str(tmp_path / "elsewhere"))) == 1
+
+
+@pytest.mark.usefixtures("submitted")
+@pytest.mark.parametrize("model", ["models:/customers@champion", "runs:/0123456789abcdef/model"])
+def test_a_submitted_job_is_told_to_name_the_registry_of_its_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"registry\.tracking_uri .*name the tracking server"):
+        refuse_lost_output(str(tmp_path / "out"), model, None)
+    refuse_lost_output(str(tmp_path / "out"), model, "http://127.0.0.1:5000")
+    refuse_lost_output(str(tmp_path / "out"), str(tmp_path / "bundle"), None)
+
+
+@pytest.mark.usefixtures("submitted")
+def test_so_is_a_submitted_promotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"registry\.tracking_uri .*name the tracking server"):
+        promote(PromoteConfig("customers", version=1))
+    assert not list(tmp_path.iterdir())
