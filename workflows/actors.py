@@ -108,6 +108,7 @@ def distributed(
 
     num_left = len(waiting)
     giving = ThreadPoolExecutor(1)  # a stop interrupts the main thread alone: what was given is known
+    giving.submit(len, ()).result()  # a stop while it starts would have it forgotten: it starts before anything is given
     try:
         list(giving.map(give, actors, [None] * len(actors)))
         starting = set(under_way)
