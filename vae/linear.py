@@ -20,7 +20,7 @@ CPUINFO = Path("/proc/cpuinfo")  # where it is none, everything is left to PyTor
 # Multiplications of a product below which a call of oneDNN costs more than it saves.
 MIN_MULTIPLICATIONS = 3_000_000
 # For every number of rows that it meets oneDNN keeps code, 2 MB for two layers, as long as the process lives. Training meets a few numbers;
-# without gradients there are as many as row groups: oneDNN gets multiples of this, and the few rows that are left go to MKL.
+# without gradients there are as many as row groups: oneDNN gets multiples of this, or below it a power of two, and MKL what is left.
 INFERENCE_ROWS = 1024
 
 
@@ -66,12 +66,11 @@ class Affine(torch.autograd.Function):
 
 
 def inferred(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns inputs [B, I] times weight [O, I] transposed plus bias [O], without gradients."""
-    whole = len(inputs) - len(inputs) % INFERENCE_ROWS
-    parts = [product(inputs[:whole], weight, bias)] if whole else []
-    if whole < len(inputs):
-        parts.append(F.linear(inputs[whole:], weight, bias))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    """Returns inputs [B, I] times weight [O, I] transposed plus bias [O], of one row or more and without gradients."""
+    unit = min(INFERENCE_ROWS, 1 << (len(inputs).bit_length() - 1))
+    whole = len(inputs) - len(inputs) % unit
+    outputs = product(inputs[:whole], weight, bias)
+    return torch.cat([outputs, F.linear(inputs[whole:], weight, bias)]) if whole < len(inputs) else outputs
 
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
