@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.lean import HIDDEN_DIMS, LATENT_DIM, Lean, lean_model
 from data.plan import Plan, shard_bounds
+from vae import linear
 from vae.model import VAE
 from vae.objective import Loss, Objective
 from vae.rows import Rows
@@ -155,16 +156,19 @@ class Contest:
         return embed
 
     def products(self, training: bool) -> Work:
-        """Returns a step's matrix products alone: of every layer, forward and both of its gradients, or the encoder's forward."""
+        """Returns a step's matrix products alone, by the faster library: every layer's, forward and for both gradients, or encoding."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         parameters = [*self.model.encoder.parameters(), *(self.model.decoder.parameters() if training else [])]
         weights = [w.detach().to(dtype) for w in parameters if w.dim() == 2]
         inputs = [torch.randn(self.batch_rows, w.shape[1], device=w.device).to(dtype) for w in weights]
         outputs = [torch.randn(self.batch_rows, w.shape[0], device=w.device).to(dtype) for w in weights]
 
+        onednn = self.device.type == "cpu" and dtype == torch.float32 and linear.prefers_onednn()
+        multiply = linear.product if onednn else torch.nn.functional.linear
+
         def products() -> None:
             for w, x, y in zip(weights, inputs, outputs, strict=True):
-                _ = (x @ w.T, y.T @ x, y @ w) if training else x @ w.T
+                _ = (multiply(x, w), multiply(y.T, x.T), multiply(y, w.T)) if training else multiply(x, w)
 
         return products
 
