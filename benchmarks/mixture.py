@@ -22,18 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, logsumexp
+from scipy.special import logsumexp
 from stepmix.stepmix import StepMix
 
 from data.reading import RowReader
 from data.split import TRAIN, VALIDATION, split_rows, take
 from data.table import open_table
+from vae.normal_mass import log_normal_mass
 
 Floats = NDArray[np.float64]
 
 FRACTIONS = (0.1, 0.0)  # of validation and test rows, as workflows/train.py has them
-DRAWN_ROWS = 1.0  # rows of the table that every class is given on top of its own
+SMOOTHING_ROWS = 1.0  # rows with the table's shares of categories that every class is given on top of its own
 
 
 def rows_of(path: str, key: str) -> tuple[pa.Table, pa.Table]:
@@ -91,10 +93,10 @@ def fit(columns: Columns, frame: pd.DataFrame, num_classes: int, seed: int) -> S
 
 
 def log_mass(begin: Floats, end: Floats) -> Floats:
-    """Returns log(Phi(end) - Phi(begin)), mirrored into the lower tail."""
-    flip = begin + end > 0
-    low, high = np.where(flip, -end, begin), np.where(flip, -begin, end)
-    return log_ndtr(high) + np.log(-np.expm1(np.minimum(log_ndtr(low) - log_ndtr(high), -1e-12)))
+    """Returns log(Phi(end) - Phi(begin))."""
+    middle, half_width = torch.from_numpy((begin + end) / 2), torch.from_numpy((end - begin) / 2)
+    nowhere = torch.zeros((), dtype=torch.bool)
+    return log_normal_mass(middle, half_width, nowhere, nowhere).numpy()
 
 
 def score(mixture: StepMix, columns: Columns, frame: pd.DataFrame, train: pd.DataFrame) -> Floats:
@@ -114,7 +116,7 @@ def score(mixture: StepMix, columns: Columns, frame: pd.DataFrame, train: pd.Dat
     for place, name in enumerate(columns.names):
         shares = np.bincount(train_codes[name].dropna().astype(int), minlength=len(columns.levels[name])) / train_codes[name].count()
         own = probabilities[:, place * num_levels : place * num_levels + len(shares)]
-        smooth = (rows_of_class[:, None] * own + DRAWN_ROWS * shares) / (rows_of_class[:, None] + DRAWN_ROWS)
+        smooth = (rows_of_class[:, None] * own + SMOOTHING_ROWS * shares) / (rows_of_class[:, None] + SMOOTHING_ROWS)
         values = codes[name].to_numpy(float)
         known = ~np.isnan(values)
         total[known] += np.log(smooth[:, values[known].astype(int)]).T
@@ -128,8 +130,9 @@ def main() -> None:
     parser.add_argument("--num_classes", default="10,30,100")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train, validation = (rows.to_pandas() for rows in rows_of(arguments.data, arguments.key))
-    columns = Columns(rows_of(arguments.data, arguments.key)[0])
+    tables = rows_of(arguments.data, arguments.key)
+    columns = Columns(tables[0])
+    train, validation = (table.to_pandas() for table in tables)
     results: dict[str, Any] = {}
     for num_classes in map(int, arguments.num_classes.split(",")):
         mixture = fit(columns, train, num_classes, arguments.seed)

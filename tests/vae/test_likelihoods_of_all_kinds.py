@@ -165,12 +165,18 @@ def test_gradients_of_log_prob_are_its_slopes(case: Case) -> None:
     assert torch.autograd.gradcheck(log_prob, inputs, eps=1e-6, atol=1e-5, rtol=1e-5)
 
 
-@every_case
-def test_a_sum_over_observed_cells_has_the_values_and_slopes_of_every_cell(case: Case) -> None:
+def drawn(case: Case) -> tuple[Likelihood, Tensor, Tensor]:
+    """Returns a case's likelihood, outputs for 40 rows whose gradients are asked for, and values drawn from it."""
     likelihood = disturb(case.build(), 0, 0.1)
     outputs = outputs_of(likelihood, 40, 3).requires_grad_()
     with torch.no_grad():
         values = likelihood(outputs).sample(generator())
+    return likelihood, outputs, values
+
+
+@every_case
+def test_a_sum_over_observed_cells_has_the_values_and_slopes_of_every_cell(case: Case) -> None:
+    likelihood, outputs, values = drawn(case)
     valid = torch.rand(40, 1, generator=generator(1)) < 0.7
     parts = [likelihood(outputs).sum_log_prob(values, valid), torch.where(valid, likelihood(outputs).log_prob(values), 0.0).sum(-1)]
     torch.testing.assert_close(*parts, rtol=1e-9, atol=1e-9)
@@ -180,10 +186,7 @@ def test_a_sum_over_observed_cells_has_the_values_and_slopes_of_every_cell(case:
 
 @every_case
 def test_second_slopes_are_those_of_every_cell_or_refused_and_never_wrong(case: Case) -> None:
-    likelihood = disturb(case.build(), 0, 0.1)
-    outputs = outputs_of(likelihood, 40, 3).requires_grad_()
-    with torch.no_grad():
-        values = likelihood(outputs).sample(generator())
+    likelihood, outputs, values = drawn(case)
     valid = torch.ones(40, 1, dtype=torch.bool)
     total, apart = likelihood(outputs).sum_log_prob(values, valid).sum(), likelihood(outputs).log_prob(values).sum()
     try:
